@@ -1,0 +1,262 @@
+"""One invertible table per dialect: how another project's tensors become the canonical ones, and back.
+
+A dialect is a list of `Rule`s. What a rule means for a model family is data in `families`; which file the
+bytes lie in is the business of `io`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from ..config import Config
+from ..errors import TensorError
+from ..quant import QTensor, concatenate, to_float32
+from ..tensors import Array, Entry, Tensors, shapes
+
+
+class Op(Protocol):
+    """A pair of pure functions on lists of arrays, each the other's inverse."""
+
+    def forward(self, arrays: list[Array]) -> list[Array]: ...
+
+    def inverse(self, arrays: list[Array]) -> list[Array]: ...
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows in another order: `ours = theirs[index]`. Whole rows move, so quantised tensors stay in their bits."""
+
+    index: tuple[int, ...]
+
+    def forward(self, arrays: list[Array]) -> list[Array]:
+        return [take_rows(array, np.asarray(self.index)) for array in arrays]
+
+    def inverse(self, arrays: list[Array]) -> list[Array]:
+        return [take_rows(array, np.argsort(self.index)) for array in arrays]
+
+
+@dataclass(frozen=True)
+class Split:
+    """One array cut along its rows into several of the given heights."""
+
+    heights: tuple[int, ...]
+
+    def forward(self, arrays: list[Array]) -> list[Array]:
+        (whole,) = arrays
+        if whole.shape[0] != sum(self.heights):
+            raise TensorError(
+                f"a fused tensor has {whole.shape[0]} rows; {' + '.join(map(str, self.heights))} were expected"
+            )
+        ends = np.cumsum(self.heights)
+        return [
+            take_rows(whole, slice(int(end - height), int(end)))
+            for end, height in zip(ends, self.heights, strict=True)
+        ]
+
+    def inverse(self, arrays: list[Array]) -> list[Array]:
+        quantised = [array for array in arrays if isinstance(array, QTensor)]
+        if len(quantised) == len(arrays) and len({array.type for array in quantised}) == 1:
+            return [concatenate(quantised)]
+        if quantised:
+            return [np.concatenate([to_float32(array) for array in arrays])]
+        return [np.concatenate([np.asarray(array) for array in arrays])]
+
+
+class Stack:
+    """Several arrays as the rows of one."""
+
+    def forward(self, arrays: list[Array]) -> list[Array]:
+        return [np.stack([np.asarray(array) for array in arrays])]
+
+    def inverse(self, arrays: list[Array]) -> list[Array]:
+        return list(np.asarray(arrays[0]))
+
+
+class AddOne:
+    """A norm stored as its distance from one. In float64, where the sum loses no bit of a weight worth storing."""
+
+    def forward(self, arrays: list[Array]) -> list[Array]:
+        return [np.asarray(array).astype(np.float64) + 1.0 for array in arrays]
+
+    def inverse(self, arrays: list[Array]) -> list[Array]:
+        return [np.asarray(array).astype(np.float64) - 1.0 for array in arrays]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`ours` = ops(`theirs`): names on both sides and the operations between, first to last."""
+
+    ours: tuple[str, ...]
+    theirs: tuple[str, ...]
+    ops: tuple[Op, ...] = ()
+    optional: bool = False  # absent in the file means zeros
+
+    def read(self, arrays: list[Array]) -> list[Array]:
+        for op in self.ops:
+            arrays = op.forward(arrays)
+        return arrays
+
+    def write(self, arrays: list[Array]) -> list[Array]:
+        for op in reversed(self.ops):
+            arrays = op.inverse(arrays)
+        return arrays
+
+
+def rule(ours: str, theirs: str, *ops: Op, optional: bool = False) -> Rule:
+    """The common case: one tensor to one tensor."""
+    return Rule((ours,), (theirs,), ops, optional)
+
+
+def read(rules: Sequence[Rule], stored: Tensors, config: Config, ignore: Iterable[str] = ()) -> Tensors:
+    """Canonical tensors over `stored`, still lazy. `ignore`: file-name patterns of harmless tensors.
+
+    Raises TensorError listing what is missing, what nobody asked for, and what has another size.
+    """
+    expected = shapes(config)
+    found: dict[str, Entry] = {}
+    missing: list[str] = []
+    wrong: list[str] = []
+    for one in rules:
+        absent = [name for name in one.theirs if name not in stored.entries]
+        if absent and not (one.optional and len(absent) == len(one.theirs)):
+            missing += absent
+        else:
+            wrong += _misfits(one, stored, expected)
+            found |= _entries(one, stored, expected)
+    asked = {name for one in rules for name in one.theirs}
+    extra = [n for n in stored.entries if n not in asked and not any(matches(n, p) for p in ignore)]
+    _complain(missing, extra, wrong)
+    return Tensors({name: found[name] for name in expected})
+
+
+def write(rules: Sequence[Rule], canonical: Tensors) -> Tensors:
+    """The other direction: their names over our tensors, still lazy (shapes are known only after loading fused ones)."""
+    found: dict[str, Entry] = {}
+    for one in rules:
+        load = _once(lambda one=one: one.write([canonical[name] for name in one.ours]))  # type: ignore[misc]
+        ours = [canonical.entries[name] for name in one.ours]
+        for i, name in enumerate(one.theirs):
+            shape = _their_shape(one, [entry.shape for entry in ours])
+            nbytes = sum(entry.nbytes for entry in ours) // len(one.theirs)
+            found[name] = Entry(shape, ours[0].type, nbytes, lambda load=load, i=i: load()[i])  # type: ignore[misc]
+    return Tensors(found)
+
+
+def _their_shape(one: Rule, ours: list[tuple[int, ...]]) -> tuple[int, ...]:
+    if len(one.ours) == len(one.theirs):
+        return ours[0]
+    if len(one.theirs) == 1:
+        return (sum(shape[0] for shape in ours), *ours[0][1:])
+    return ours[0][1:]
+
+
+def _entries(one: Rule, stored: Tensors, expected: dict[str, tuple[int, ...]]) -> dict[str, Entry]:
+    if one.theirs[0] not in stored.entries:
+        return {name: _zeros(expected[name]) for name in one.ours}
+    theirs = [stored.entries[name] for name in one.theirs]
+    if not one.ops:
+        return {one.ours[0]: theirs[0]}
+    total = sum(math.prod(expected[name]) for name in one.ours)
+    load = _once(lambda: _checked(one, stored, expected))
+    return {
+        name: Entry(
+            expected[name],
+            theirs[0].type,
+            sum(entry.nbytes for entry in theirs) * math.prod(expected[name]) // max(total, 1),
+            lambda i=i: load()[i],  # type: ignore[misc]
+        )
+        for i, name in enumerate(one.ours)
+    }
+
+
+def _checked(one: Rule, stored: Tensors, expected: dict[str, tuple[int, ...]]) -> list[Array]:
+    arrays = one.read([stored[name] for name in one.theirs])
+    for name, array in zip(one.ours, arrays, strict=True):
+        if tuple(array.shape) != expected[name]:
+            raise TensorError(f"{name}: expected {expected[name]}, {', '.join(one.theirs)} gave {tuple(array.shape)}.")
+    return arrays
+
+
+def _misfits(one: Rule, stored: Tensors, expected: dict[str, tuple[int, ...]]) -> list[str]:
+    """Sizes that disagree, from headers alone."""
+    if one.theirs[0] not in stored.entries:
+        return []
+    have = [stored.entries[name].shape for name in one.theirs]
+    want = [expected[name] for name in one.ours]
+    same = have == want if not one.ops else sum(map(math.prod, have)) == sum(map(math.prod, want))
+    return [] if same else [f"{', '.join(one.theirs)}: expected {want}, the file has {have}"]
+
+
+def _zeros(shape: tuple[int, ...]) -> Entry:
+    return Entry(shape, "F32", 0, lambda: np.zeros(shape, np.float32))
+
+
+def _once(load: Callable[[], list[Array]]) -> Callable[[], list[Array]]:
+    """Remembers the pieces of a fused tensor until each has been taken once, so that it is read only once."""
+    kept: list[list[Array]] = []
+    taken = 0
+
+    def pieces() -> list[Array]:
+        nonlocal taken
+        if not kept:
+            kept.append(load())
+        arrays = kept[0]
+        taken += 1
+        if taken >= len(arrays):
+            kept.clear()
+            taken = 0
+        return arrays
+
+    return pieces
+
+
+def _complain(missing: list[str], extra: list[str], wrong: list[str]) -> None:
+    problems = [
+        f"{len(names)} {what} ({', '.join(names[:8])}{', …' if len(names) > 8 else ''})"
+        for what, names in (("missing", missing), ("that nobody asked for", extra), ("of another shape", wrong))
+        if names
+    ]
+    if problems:
+        raise TensorError(
+            f"The weights do not fit the configuration: tensors {'; '.join(problems)}. "
+            "Check that config and weights come from the same checkpoint and that no shard is absent."
+        )
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Shell-style pattern match of a tensor's name."""
+    return fnmatch.fnmatchcase(name, pattern)
+
+
+def split_name(name: str) -> tuple[str, str, str]:
+    """'blk.3.attn_q.weight' -> ('3', 'blk.{}.attn_q', 'weight'); the layer is '' outside the blocks."""
+    stem, kind = name.rsplit(".", 1)
+    if not stem.startswith("blk."):
+        return "", stem, kind
+    _, layer, rest = stem.split(".", 2)
+    return layer, f"blk.{{}}.{rest}", kind
+
+
+def take_rows(array: Array, index: np.ndarray | slice) -> Array:
+    """Rows of a plain or quantised array."""
+    return array.rows(index) if isinstance(array, QTensor) else np.asarray(array)[index]
+
+
+def grouped_rows(config: Config) -> tuple[int, ...]:
+    """Row order that turns a projection fused per key/value head, [q … q k v] repeated, into [q; k; v]."""
+    group = config.heads // config.kv_heads
+    rows = np.arange(config.q_width + 2 * config.kv_width).reshape(config.kv_heads, group + 2, config.head_dim)
+    parts = (rows[:, :group], rows[:, group], rows[:, group + 1])
+    return tuple(int(i) for i in np.concatenate([part.reshape(-1) for part in parts]))
+
+
+def halved_rows(heads: int, head_dim: int) -> tuple[int, ...]:
+    """Row order that turns rotary pairs lying side by side (0,1)(2,3)… into half against half."""
+    rows = np.arange(heads * head_dim).reshape(heads, head_dim // 2, 2)
+    return tuple(int(i) for i in rows.swapaxes(1, 2).reshape(-1))

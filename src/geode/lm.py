@@ -1,0 +1,564 @@
+"""The one face that everything above a model sees (`LM`), models that wear it, and `open`, which is `geode.load`.
+
+How a file is read or a network computed is not known here, nor which family a model belongs to.
+"""
+
+from __future__ import annotations
+
+import codecs
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from .config import Config
+from .errors import (
+    BackendError,
+    CapacityError,
+    ChatError,
+    ContextError,
+    MissingExtra,
+    OptionError,
+    TensorError,
+    TokenizerError,
+)
+from .generate import Executor, Options, Piece, Row, Usage, stream
+from .sampling import log_total
+
+if TYPE_CHECKING:
+    from .chat import Template
+    from .checkpoint import Checkpoint
+    from .tokenizer import Tokenizer
+
+Message = Mapping[str, Any]
+Prompt = str | Sequence[int] | Sequence[Message]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One whole answer. `tokens` are all that were generated, an end token included, of which `text` shows nothing.
+
+    `logprobs` has one number a token and `top_logprobs` the alternatives (id, logprob); both None unless asked for.
+    """
+
+    text: str
+    tokens: list[int]
+    finish_reason: str | None
+    usage: Usage
+    logprobs: list[float] | None = None
+    top_logprobs: list[tuple[tuple[int, float], ...]] | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """How likely a continuation is: natural logarithms, summed and token by token."""
+
+    logprob: float
+    is_greedy: bool  # every token was the likeliest
+    token_logprobs: list[float]
+    tokens: list[int]
+
+
+class Stream(Iterator[Piece]):
+    """Pieces as they come. `usage` counts along; `finish_reason` is there once the last piece is out."""
+
+    def __init__(self, pieces: Iterator[Piece], usage: Usage):
+        self.usage = usage
+        self.finish_reason: str | None = None
+        self._pieces = pieces
+
+    def __next__(self) -> Piece:
+        piece = next(self._pieces)
+        self.finish_reason = piece.finish_reason
+        return piece
+
+    def close(self) -> None:
+        """Ends early and lets go of the model's state; harmless twice."""
+        self._pieces = iter(())
+
+    def result(self) -> Result:
+        """The pieces not yet taken, gathered into one."""
+        return gather(self, self.usage)
+
+
+class LM(Protocol):
+    """A language model, near or far. Options are the fields of `generate.Options`."""
+
+    @property
+    def config(self) -> Config: ...
+
+    def stream(self, prompt: Prompt, **options: Any) -> Stream: ...
+
+    def generate(self, prompt: Prompt | Sequence[Prompt], **options: Any) -> Result | list[Result]: ...
+
+    def score(self, context: str | Sequence[int], continuation: str | Sequence[int]) -> Score: ...
+
+    def tokenize(self, text: str, bos: bool | None = None) -> list[int]: ...
+
+    def detokenize(self, ids: Sequence[int]) -> str: ...
+
+
+class Local:
+    """A model in this process: an executor, and what turns text into ids and back.
+
+    Without a tokenizer ids go in and come out and every `text` is "". `ends` are added to the tokenizer's own end
+    tokens. A prompt is text (tokenised as the model's reference does, BOS included), a list of messages (through the
+    chat template), or a list of ids. At most `batch` prompts run together.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        tokenizer: Tokenizer | None = None,
+        template: Template | None = None,
+        ends: Iterable[int] = (),
+        batch: int = 16,
+    ):
+        self.executor = executor
+        self.tokenizer = tokenizer
+        self.template = template
+        self.ends = frozenset(ends) | (frozenset(tokenizer.ends) if tokenizer else frozenset())
+        self.batch = batch
+
+    @property
+    def config(self) -> Config:
+        return self.executor.config
+
+    @property
+    def context(self) -> int:
+        """Tokens that prompt and answer may have together."""
+        return self.config.context
+
+    def stream(self, prompt: Prompt, **options: Any) -> Stream:
+        """Pieces of the answer as they are made. Options: `generate.Options`; all is checked before this returns.
+
+        Raises OptionError, ContextError, TokenizerError, ChatError.
+        """
+        row = self._row(self._ids(prompt), _options(options))
+        return Stream((piece for _, piece in stream(self.executor, [row])), row.usage)
+
+    def generate(self, prompt: Prompt | Sequence[Prompt], **options: Any) -> Result | list[Result]:
+        """The whole answer; for a list of prompts a list of answers, each the same as if it were asked alone."""
+        if not _is_many(prompt):
+            return self.stream(prompt, **options).result()  # type: ignore[arg-type]
+        asked = _options(options)
+        rows = [self._row(self._ids(one), asked) for one in prompt]  # type: ignore[arg-type]
+        groups = [rows[i : i + self.batch] for i in range(0, len(rows), self.batch)]
+        return [result for group in groups for result in self._together(group)]
+
+    def score(self, context: str | Sequence[int], continuation: str | Sequence[int]) -> Score:
+        """The log-probability of `continuation` after `context`; both text or both ids.
+
+        Of two texts, the continuation's tokens are those of the joined text after the context's own; spaces that end
+        the context count to the continuation (as lm-evaluation-harness has it). An empty context means BOS.
+        """
+        if not len(continuation):
+            raise OptionError("Nothing can be scored: the continuation is empty.")
+        if isinstance(context, str) and isinstance(continuation, str):
+            ids, start = self._split(context, continuation)
+        elif isinstance(context, str) or isinstance(continuation, str):
+            raise OptionError("score needs two texts or two lists of ids; one of each was given.")
+        else:
+            known = self._checked(context) or self._first()
+            ids, start = known + self._checked(continuation), len(known)
+        if not 0 < start < len(ids):
+            raise OptionError(
+                "Nothing can be scored: the context is empty and this model has no BOS token to stand for it. "
+                "Give a context of at least one token."
+            )
+        return self._score(ids, start)
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        """Raw logits after every position: float32 (T, V), V = config.vocab with its padding rows.
+
+        Raises OptionError for ids that the model does not have, ContextError for too many.
+        """
+        checked = self._checked(ids)
+        if not checked:
+            raise OptionError("logits needs at least one token id; an empty list was given.")
+        self._check_length(len(checked))
+        return np.concatenate(list(self.executor.rows(checked)))
+
+    def tokenize(self, text: str, bos: bool | None = None) -> list[int]:
+        """Ids of a text as the model's reference tokenizer gives them; `bos` False leaves BOS out."""
+        if not isinstance(text, str):
+            raise OptionError(f"tokenize needs a text; {type(text).__name__} was given.")
+        return list(self._tokenizer("turn text into ids").encode(text, bos=bos))
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        return self._tokenizer("turn ids into text").decode(self._checked(ids))
+
+    def _row(self, ids: list[int], options: Options) -> Row:
+        return Row(ids, options, self.context, self.ends, self.tokenizer)
+
+    def _together(self, rows: Sequence[Row]) -> Iterator[Result]:
+        pieces: list[list[Piece]] = [[] for _ in rows]
+        for i, piece in stream(self.executor, rows):
+            pieces[i].append(piece)
+        return (gather(mine, row.usage) for mine, row in zip(pieces, rows, strict=True))
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            return self._open_ended(prompt)
+        if _is_messages(prompt):
+            return self._render(prompt)  # type: ignore[arg-type]
+        return self._checked(prompt)
+
+    def _render(self, messages: Sequence[Message]) -> list[int]:
+        self._tokenizer("turn a conversation into ids")
+        if self.template is None:
+            raise ChatError(
+                "A conversation was given, and this model has no chat template: it was probably not tuned to chat. "
+                "Give the prompt as one text, or load an instruction-tuned model."
+            )
+        return list(self.template.tokens([dict(message) for message in messages], add_generation_prompt=True))
+
+    def _checked(self, ids: Any) -> list[int]:
+        array = _array(ids)
+        if array.size == 0:
+            return []
+        if array.min() < 0 or array.max() >= self.config.vocab:
+            bad = next(int(i) for i in array if not 0 <= i < self.config.vocab)
+            raise OptionError(f"Token ids of this model are 0 to {self.config.vocab - 1}; {bad} was given.")
+        found: list[int] = array.tolist()
+        return found
+
+    def _check_length(self, count: int) -> None:
+        if count > self.context:
+            raise ContextError(f"{count} tokens were given and the model's context holds {self.context}. Give fewer.")
+
+    def _tokenizer(self, purpose: str) -> Tokenizer:
+        if self.tokenizer is None:
+            raise TokenizerError(
+                f"This model came without a tokenizer, so it cannot {purpose}. "
+                "Give token ids instead, or load a checkpoint that holds its tokenizer."
+            )
+        return self.tokenizer
+
+    def _open_ended(self, text: str) -> list[int]:
+        """Ids of a text that goes on: BOS as the reference has it, never an EOS."""
+        tokenizer = self._tokenizer("turn text into ids")
+        return tokenizer.encode(text, bos=tokenizer.adds_bos)
+
+    def _first(self) -> list[int]:
+        """What stands for an empty context."""
+        bos = self.tokenizer.bos if self.tokenizer else None
+        return [] if bos is None else [bos]
+
+    def _split(self, context: str, continuation: str) -> tuple[list[int], int]:
+        """Ids of the joined text, and where the continuation's begin."""
+        kept = context.rstrip()
+        joined = context + continuation
+        if not kept:
+            return self._first() + self.tokenize(joined, bos=False), len(self._first())
+        ids = self._open_ended(joined)
+        return ids, min(len(self._open_ended(kept)), len(ids) - 1)  # a merge over the seam leaves the merged token
+
+    def _score(self, ids: list[int], start: int) -> Score:
+        self._check_length(len(ids))
+        size = self.tokenizer.size if self.tokenizer else None
+        logprobs: list[float] = []
+        greedy = True
+        for chunk in self.executor.rows(ids[:-1], start=start - 1):
+            done = start + len(logprobs)
+            targets = np.asarray(ids[done : done + len(chunk)])
+            logprobs += (chunk[np.arange(len(chunk)), targets] - log_total(chunk)).tolist()
+            greedy = greedy and bool((chunk[:, :size].argmax(axis=1) == targets).all())
+        if np.isnan(logprobs).any():
+            raise TensorError(
+                "The model's logits are not numbers (NaN). Load with check=True to look for damaged weights."
+            )
+        return Score(float(np.sum(logprobs)), greedy, logprobs, ids[start:])
+
+
+def gather(pieces: Iterable[Piece], usage: Usage) -> Result:
+    """The pieces of one answer as one `Result`."""
+    every = list(pieces)
+    logprobs = [piece.logprob for piece in every if piece.logprob is not None]
+    return Result(
+        text="".join(piece.text for piece in every),
+        tokens=[piece.token for piece in every if piece.token is not None],
+        finish_reason=every[-1].finish_reason if every else None,
+        usage=usage,
+        logprobs=logprobs or None,
+        top_logprobs=[piece.top_logprobs for piece in every] if logprobs else None,
+    )
+
+
+def _options(given: Mapping[str, Any]) -> Options:
+    names = [field.name for field in fields(Options)]
+    unknown = [name for name in given if name not in names]
+    if unknown:
+        raise OptionError(f"Unknown options: {', '.join(unknown)}. The options are {', '.join(sorted(names))}.")
+    return Options(**given)
+
+
+def _is_many(prompt: Any) -> bool:
+    return isinstance(prompt, list | tuple) and len(prompt) > 0 and isinstance(prompt[0], str | Sequence | np.ndarray)
+
+
+def _is_messages(prompt: Any) -> bool:
+    return isinstance(prompt, list | tuple) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+
+
+def _array(ids: Any) -> np.ndarray:
+    """Ids as integers (T,), whatever list they came in."""
+    try:
+        array = np.asarray(ids)
+    except ValueError:  # lists of different lengths
+        array = np.empty((0, 0))
+    if array.shape == (0,):
+        return array.astype(np.int64)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        shown = repr(ids) if len(repr(ids)) <= 80 else f"{repr(ids)[:77]}..."
+        raise OptionError(
+            f"Expected a text, a list of messages (each with role and content) or a list of integer token ids; "
+            f"got {shown}."
+        )
+    return array
+
+
+class Fake(Local):
+    """A model that says what it is told, for tests of everything above one. Its tokens are bytes of UTF-8.
+
+    `answers` are given in turn, over and over, or computed from the prompt's text (a conversation reads
+    "user: Hi\nassistant: "); without any the prompt is echoed. The scripted byte is all but certain at any temperature;
+    `score` and `logits` see the same certainty, for the answer that would come next.
+    """
+
+    def __init__(self, answers: Sequence[str] | Callable[[str], str] | None = None, context: int = 4096):
+        tokenizer: Any = _Bytes()
+        template: Any = _Plain()
+        super().__init__(_Script(answers or (lambda prompt: prompt), context), tokenizer, template)
+
+
+class _Bytes:
+    """The tokenizer of `Fake`: 256 bytes, a BOS and an end."""
+
+    size, bos, adds_bos, ends = 258, 256, True, frozenset({257})
+
+    def encode(self, text: str, bos: bool | None = None, special: bool = False) -> list[int]:
+        return [self.bos] * (bos is not False) + list(text.encode())
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return bytes(i for i in ids if i < 256).decode(errors="replace")
+
+    def stream(self) -> _ByteStream:
+        return _ByteStream()
+
+
+class _ByteStream:
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        return self._decoder.decode(bytes([token] if token < 256 else []))
+
+    def flush(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+class _Plain:
+    """The chat template of `Fake`."""
+
+    def tokens(self, messages: Sequence[Message], add_generation_prompt: bool = True, tools: Any = None) -> list[int]:
+        lines = [f"{message['role']}: {message['content']}\n" for message in messages]
+        return _Bytes().encode("".join(lines) + "assistant: " * add_generation_prompt)
+
+
+class _Script:
+    """The executor of `Fake`: after a prompt its answer's bytes come one by one, then the end, whatever is fed back."""
+
+    def __init__(self, answers: Sequence[str] | Callable[[str], str], context: int):
+        self.config = Config(_Bytes.size, width=1, depth=1, heads=1, kv_heads=1, head_dim=1, ffn=1, context=context)
+        self._answers = answers
+        self._turn = 0
+
+    def rows(self, ids: Sequence[int], start: int = 0) -> Iterator[np.ndarray]:
+        script = self._script(ids[: start + 1], self._turn)
+        yield np.stack([_certain(script, i) for i in range(len(ids) - start)])
+
+    def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[Any, np.ndarray]:
+        scripts = [self._script(prompt, self._turn + i) for i, prompt in enumerate(prompts)]
+        self._turn += len(prompts)
+        return (scripts, 1), np.stack([_certain(script, 0) for script in scripts])
+
+    def step(self, state: Any, tokens: Sequence[int]) -> tuple[Any, np.ndarray]:
+        scripts, position = state
+        return (scripts, position + 1), np.stack([_certain(script, position) for script in scripts])
+
+    def _script(self, prompt: Sequence[int], turn: int) -> bytes:
+        if callable(self._answers):
+            return self._answers(_Bytes().decode(prompt)).encode()
+        return self._answers[turn % len(self._answers)].encode()
+
+
+def _certain(script: bytes, position: int) -> np.ndarray:
+    logits = np.full(_Bytes.size, -50, np.float32)
+    logits[script[position] if position < len(script) else 257] = 0
+    return logits
+
+
+# In the order that "auto" tries: torch starts fastest on a CPU and never recompiles.
+BACKENDS = ("torch", "jax", "tensorflow")
+DTYPES = ("auto", "float32", "bfloat16")
+
+
+def open(  # noqa: A001
+    name_or_path: str | Path,
+    on: str = "auto",
+    dtype: str = "auto",
+    *,
+    threads: int | None = None,
+    check: bool = False,
+) -> Local:
+    """Opens a model: a known name ("gemma3:270m"), hf:owner/repo, a .gguf file, or a Hugging Face directory.
+
+    on       "torch", "jax", "tensorflow", or "auto": the one this process or KERAS_BACKEND already uses, else the first
+             installed in that order. One process has one.
+    dtype    "float32", "bfloat16", or "auto", which leaves it to the executor.
+    threads  of the CPU; None leaves the framework's default.
+    check    reads all weights first and raises TensorError where any is not a finite number.
+
+    Raises ModelNotFound, FormatError, ConfigError, TensorError, BackendError; CapacityError before any weight is read.
+    """
+    backend = _backend(on)
+    _check_dtype(dtype)
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise OptionError(f"threads must be an integer, 1 or more, or None; {threads!r} was given.")
+    from . import checkpoint
+    from .io import hub
+
+    found = checkpoint.open(hub.resolve(name_or_path))
+    _check_memory(found.config, dtype)
+    if check:
+        _check_finite(found)
+    from .network import executor
+
+    opened = executor.open(found.config, found.tensors, on=backend, dtype=dtype, threads=threads)
+    return Local(opened, found.tokenizer, _template(found), found.ends)
+
+
+def _backend(on: str) -> str:
+    by = ""
+    if on == "auto":
+        by = " (by KERAS_BACKEND or the Keras that is already imported)"
+        on = _active() or next((name for name in BACKENDS if _installed(name)), "")
+        if not on:
+            raise MissingExtra("torch", "torch", "Running a model (on torch, jax or tensorflow)")
+    if on not in BACKENDS:
+        raise BackendError(
+            f"Geode runs on {', '.join(BACKENDS)}, or on='auto' to choose among them; {on!r} was asked for{by}."
+        )
+    for package in (on, "keras"):
+        if not _installed(package):
+            raise MissingExtra(package, on, f"Running a model on {on}")
+    return on
+
+
+def _active() -> str | None:
+    """The backend that this process is bound to, if any; Keras is asked only where somebody imported it."""
+    keras = sys.modules.get("keras")
+    if keras is not None:
+        return str(keras.config.backend())
+    return os.environ.get("KERAS_BACKEND") or None
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype == "float16":
+        raise BackendError(
+            "float16 is not offered: activations of Gemma and its like exceed its largest number, 65504, and turn into "
+            "infinities. Use dtype='bfloat16', which takes as little memory, or 'float32'."
+        )
+    if dtype not in DTYPES:
+        raise BackendError(f"dtype must be one of {', '.join(DTYPES)}; {dtype!r} was given.")
+
+
+def _check_finite(found: Checkpoint) -> None:
+    from .quant import find_nonfinite
+
+    bad = list(find_nonfinite(found.tensors))
+    if bad:
+        shown = ", ".join(bad[:8]) + (f" and {len(bad) - 8} more" if len(bad) > 8 else "")
+        raise TensorError(
+            f"{len(bad)} tensors hold numbers that are not finite (NaN or infinite): {shown}. "
+            "The file is damaged or was written by a run that diverged; get it again from its source."
+        )
+
+
+def _template(found: Checkpoint) -> Template | None:
+    """The checkpoint's own template, else its family's."""
+    if found.tokenizer is None or not (found.template or found.chat):
+        return None
+    from . import chat
+
+    return chat.Template(found.template or chat.builtin(str(found.chat)), found.tokenizer)
+
+
+CHAT_LENGTH = 4096  # tokens of keys and values that any use will soon hold
+
+
+def _check_memory(config: Config, dtype: str) -> None:
+    free = available_memory()
+    need = memory_needed(config, dtype)
+    if free is not None and need > free:
+        hint = "a smaller model" if dtype != "float32" else "dtype='bfloat16', which takes half, or a smaller model"
+        raise CapacityError(
+            f"This model needs about {need / 2**30:.1f} GiB of memory (weights, and keys and values of "
+            f"{min(config.context, CHAT_LENGTH)} tokens), and {free / 2**30:.1f} GiB are free. Try {hint}, "
+            "or free some memory."
+        )
+
+
+def memory_needed(config: Config, dtype: str = "auto", tokens: int = CHAT_LENGTH) -> int:
+    """Bytes of the weights and of one sequence's keys and values; for "auto" the least that it may choose."""
+    from .tensors import parameters
+
+    itemsize = 4 if dtype == "float32" else 2
+    return parameters(config) * itemsize + config.kv_bytes(min(config.context, tokens), itemsize)
+
+
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that this process may still take, by the machine and by its cgroups; None where the system does not say."""
+    limits = [
+        _machine_memory(root),
+        _cgroup_memory(root / "sys/fs/cgroup"),
+        _cgroup_memory(root / "sys/fs/cgroup/memory"),
+    ]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _machine_memory(root: Path) -> int | None:
+    try:
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # macOS tells what is there, not what is free
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _cgroup_memory(group: Path) -> int | None:
+    """Limit less use, version 2 or 1; pages of files count as free, since the kernel drops them when asked."""
+    for limit, used, file in (
+        ("memory.max", "memory.current", "file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache"),
+    ):
+        try:
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            free = int((group / limit).read_text()) - int((group / used).read_text()) + int(stat.get(file, 0))
+            return max(free, 0)
+        except (OSError, ValueError):  # "max" is no number: no limit
+            continue
+    return None

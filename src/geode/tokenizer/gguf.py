@@ -1,0 +1,138 @@
+"""The tokenizer that a GGUF file's metadata holds.
+
+How a GGUF file is read is not known here: its metadata comes as a mapping. Keys and their defaults are those of
+llama-vocab.cpp in github.com/ggml-org/llama.cpp.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import TokenizerError
+from .base import Roles, Tokenizer
+from .bytebpe import ByteBPE
+from .patterns import CUTS
+from .spm import CONTROL, NORMAL, SPM, UNKNOWN, USER_DEFINED
+
+PREFIX = "tokenizer.ggml."
+FALCON_END = 11  # llama.cpp's default bos and eos of byte-level BPE, right for Falcon's vocabulary only
+
+
+def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer of a file's metadata (`tokenizer.ggml.model` "llama" or "gpt2").
+
+    Arrays may be lists, numpy arrays or lazy sequences. Raises TokenizerError for a kind that is not understood, and
+    for arrays that are missing, of unequal length or at odds with each other.
+    """
+    fields = {key.removeprefix(PREFIX): value for key, value in metadata.items() if key.startswith(PREFIX)}
+    kind = fields.get("model")
+    makers = {"llama": _spm, "gpt2": _byte_bpe}
+    if kind not in makers:
+        raise TokenizerError(
+            f"tokenizer.ggml.model should be one of {', '.join(makers)}; this file says {kind!r}. "
+            "Use the model's tokenizer.json, or a conversion with one of these."
+        )
+    return makers[kind](fields)
+
+
+def _spm(fields: Mapping[str, Any]) -> Tokenizer:
+    pieces = _tokens(fields)
+    scores = _array(fields, "scores", len(pieces))
+    types = _array(fields, "token_type", len(pieces), NORMAL)
+    size = _real(pieces)
+    roles = _roles(fields, size, bos=1, eos=2, unk=0, adds_bos=True)
+    return SPM(pieces[:size], scores[:size], types[:size], roles, bool(fields.get("add_space_prefix", True)))
+
+
+def _byte_bpe(fields: Mapping[str, Any]) -> Tokenizer:
+    pieces = _tokens(fields)
+    size = _real(pieces)
+    types = _array(fields, "token_type", len(pieces), NORMAL)[:size]
+    cut = CUTS.get(pre := str(fields.get("pre", "")))
+    if cut is None:
+        raise TokenizerError(
+            f"tokenizer.ggml.pre says {pre!r}, a way to cut words that is not known here; known are "
+            f"{', '.join(name for name in CUTS if name)}. Use the model's tokenizer.json instead."
+        )
+    vocab = dict(zip(pieces[:size], range(size), strict=True))
+    control, added = (_take(vocab, pieces, types, kinds) for kinds in ((CONTROL, UNKNOWN), (USER_DEFINED,)))
+    ends = FALCON_END if FALCON_END in control.values() else None
+    roles = _roles(fields, size, bos=ends, eos=ends, unk=None, adds_bos=cut.adds_bos)
+    ranks = _ranks(fields, vocab | added | control)
+    return ByteBPE(
+        vocab, lambda left, right: ranks.get(f"{left} {right}"), cut, roles, size=size, control=control, added=added
+    )
+
+
+def _take(vocab: dict[str, int], pieces: Sequence[str], types: np.ndarray, kinds: tuple[int, ...]) -> dict[str, int]:
+    """The pieces of these types, taken out of the vocabulary that words are made of."""
+    taken = {pieces[i]: i for i in np.flatnonzero(np.isin(types, kinds)).tolist()}
+    for text in taken:
+        vocab.pop(text, None)
+    return taken
+
+
+def _ranks(fields: Mapping[str, Any], known: Mapping[str, int]) -> dict[str, int]:
+    """Merges as the file spells them, "left right", with their places."""
+    merges = fields.get("merges")
+    if merges is None:
+        raise TokenizerError("Byte-level BPE needs tokenizer.ggml.merges, which this file lacks. Convert it again.")
+    merges = list(merges)
+    wrong = next((merge for merge in merges if merge.replace(" ", "", 1) not in known or " " not in merge), None)
+    if wrong is not None:
+        raise TokenizerError(
+            f"Every merge joins two tokens into a third, and {wrong!r} in tokenizer.ggml.merges makes none that "
+            "tokenizer.ggml.tokens has. The file is damaged: fetch or convert it again."
+        )
+    return {merge: rank for rank, merge in enumerate(merges)}
+
+
+def _tokens(fields: Mapping[str, Any]) -> list[str]:
+    tokens = fields.get("tokens")
+    if tokens is None or not len(tokens):
+        raise TokenizerError("This file names a tokenizer and holds no tokenizer.ggml.tokens. Convert it again.")
+    return list(tokens)
+
+
+def _array(fields: Mapping[str, Any], name: str, length: int, default: int | None = None) -> np.ndarray:
+    """An array with one number for each token."""
+    values = fields.get(name)
+    if values is None and default is not None:
+        return np.full(length, default, np.int32)
+    if values is None or len(values) != length:
+        came = "is missing" if values is None else f"has {len(values)} entries"
+        raise TokenizerError(
+            f"tokenizer.ggml.{name} should have one entry for each of the {length} tokens; it {came}. "
+            "The file is damaged: fetch or convert it again."
+        )
+    return np.asarray(values)
+
+
+def _real(pieces: Sequence[str]) -> int:
+    """How many tokens there are before the rows that only pad the embedding."""
+    size = len(pieces)
+    while size and re.fullmatch(r"\[PAD\d+\]", pieces[size - 1]):
+        size -= 1
+    return size
+
+
+def _roles(
+    fields: Mapping[str, Any], size: int, *, bos: int | None, eos: int | None, unk: int | None, adds_bos: bool
+) -> Roles:
+    def role(name: str, default: int | None = None) -> int | None:
+        token = int(fields.get(f"{name}_token_id", -1 if default is None else default))
+        return token if 0 <= token < size else None
+
+    return Roles(
+        bos=role("bos", bos),
+        eos=role("eos", eos),
+        pad=role("padding"),
+        unk=role("unknown", unk),
+        adds_bos=bool(fields.get("add_bos_token", adds_bos)),
+        adds_eos=bool(fields.get("add_eos_token", False)),
+        ends=tuple(token for name in ("eot", "eom") if (token := role(name)) is not None),
+    )

@@ -1,0 +1,219 @@
+"""Block formats against one-number-at-a-time readings of the same bytes, and against ggml's own Python package."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from geode import quant
+from geode.errors import OptionError, TensorError
+from geode.quant import BLOCKS, QTensor
+
+HALVES = {  # bytes where each format keeps its half-precision numbers
+    "Q8_0": (0,),
+    "Q4_0": (0,),
+    "Q4_1": (0, 2),
+    "Q5_0": (0,),
+    "Q5_1": (0, 2),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+}
+
+
+def random_blocks(kind: str, count: int, seed: int = 0) -> np.ndarray:
+    """Random bytes, (count, nbytes), with finite scales of either sign and of every size."""
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (count, BLOCKS[kind].nbytes), dtype=np.uint8)
+    for at in HALVES[kind]:
+        bits = rng.integers(0, 0x7C00, count).astype("<u2") | rng.integers(0, 2, count).astype("<u2") << 15
+        blocks[:, at : at + 2] = bits.view(np.uint8).reshape(-1, 2)
+    return blocks
+
+
+def tensor(kind: str, rows: int, blocks_per_row: int, seed: int = 0) -> QTensor:
+    data = random_blocks(kind, rows * blocks_per_row, seed).reshape(rows, -1)
+    return QTensor(kind, (rows, blocks_per_row * BLOCKS[kind].elements), data)
+
+
+def f16(block: bytes, at: int) -> np.float32:
+    return np.float32(np.frombuffer(block, "<f2", 1, at)[0])
+
+
+def i8(byte: int) -> int:
+    return byte - 256 if byte > 127 else byte
+
+
+def scale_and_min(block: bytes, i: int) -> tuple[int, int]:
+    """The 6-bit scale and minimum of group i of Q4_K and Q5_K (`get_scale_min_k4` in ggml-quants.c)."""
+    q = block[4:16]
+    if i < 4:
+        return q[i] & 63, q[i + 4] & 63
+    return q[i + 4] & 15 | q[i - 4] >> 6 << 4, q[i + 4] >> 4 | q[i] >> 6 << 4
+
+
+def element(kind: str, b: bytes, i: int) -> np.float32:
+    """Element i of one block, with every bit fetched by hand. The order of float32 operations is ggml's."""
+    f = np.float32
+    half, low = i // 16, i % 16  # of a block of 32
+    if kind == "Q8_0":
+        return f16(b, 0) * f(i8(b[2 + i]))
+    if kind == "Q4_0":
+        return f16(b, 0) * f((b[2 + low] >> 4 * half & 15) - 8)
+    if kind == "Q4_1":
+        return f16(b, 0) * f(b[4 + low] >> 4 * half & 15) + f16(b, 2)
+    if kind in ("Q5_0", "Q5_1"):
+        at = 2 if kind == "Q5_0" else 4
+        high = int.from_bytes(b[at : at + 4], "little") >> i & 1
+        q = b[at + 4 + low] >> 4 * half & 15 | high << 4
+        return f16(b, 0) * f(q - 16) if kind == "Q5_0" else f16(b, 0) * f(q) + f16(b, 2)
+    if kind == "Q2_K":
+        q = b[16 + i // 128 * 32 + i % 32] >> i % 128 // 32 * 2 & 3
+        pair = b[i // 16]
+        return f16(b, 80) * f(pair & 15) * f(q) - f16(b, 82) * f(pair >> 4)
+    if kind == "Q3_K":
+        group = i // 16
+        s = b[96 + group % 8] >> group // 8 * 4 & 15 | (b[104 + group % 4] >> group // 4 * 2 & 3) << 4
+        q = b[32 + i // 128 * 32 + i % 32] >> i % 128 // 32 * 2 & 3
+        q -= 0 if b[i % 32] >> i // 32 & 1 else 4
+        return f16(b, 108) * f(s - 32) * f(q)
+    if kind == "Q4_K":
+        s, m = scale_and_min(b, i // 32)
+        q = b[16 + i // 64 * 32 + i % 32] >> i % 64 // 32 * 4 & 15
+        return f16(b, 0) * f(s) * f(q) - f16(b, 2) * f(m)
+    if kind == "Q5_K":
+        s, m = scale_and_min(b, i // 32)
+        q = b[48 + i // 64 * 32 + i % 32] >> i % 64 // 32 * 4 & 15 | (b[16 + i % 32] >> i // 32 & 1) << 4
+        return f16(b, 0) * f(s) * f(q) - f16(b, 2) * f(m)
+    assert kind == "Q6_K"
+    part, within = i // 128, i % 128
+    q = b[part * 64 + within % 64] >> within // 64 * 4 & 15
+    q |= (b[128 + part * 32 + i % 32] >> within // 32 * 2 & 3) << 4
+    return f16(b, 208) * f(i8(b[192 + i // 16])) * f(q - 32)
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_every_bit_is_where_the_format_puts_it(kind: str) -> None:
+    packed = tensor(kind, 3, 2)
+    raw = packed.data.reshape(-1, BLOCKS[kind].nbytes)
+    expected = [element(kind, block.tobytes(), i) for block in raw for i in range(BLOCKS[kind].elements)]
+    assert packed.dequantize().reshape(-1).tobytes() == np.array(expected, np.float32).tobytes()
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_values_equal_the_gguf_package(kind: str) -> None:
+    peer = pytest.importorskip("gguf")
+    packed = tensor(kind, 40, 16, seed=1)
+    expected = peer.quants.dequantize(packed.data, getattr(peer.GGMLQuantizationType, kind))
+    assert packed.dequantize().tobytes() == expected.astype(np.float32).tobytes()
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_sizes_equal_the_gguf_package(kind: str) -> None:
+    peer = pytest.importorskip("gguf")
+    assert (BLOCKS[kind].elements, BLOCKS[kind].nbytes) == peer.GGML_QUANT_SIZES[
+        getattr(peer.GGMLQuantizationType, kind)
+    ]
+
+
+def test_pieces_join_to_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = tensor("Q6_K", 7, 3)
+    whole = packed.dequantize()
+    monkeypatch.setattr(quant, "PIECE", 512)
+    assert max(piece.size for piece in quant.pieces(packed)) == 512
+    np.testing.assert_array_equal(packed.dequantize(), whole)
+
+
+def test_rows_are_chosen_without_unpacking() -> None:
+    packed = tensor("Q4_K", 6, 2)
+    whole = packed.dequantize()
+    order = np.array([5, 0, 3, 3])
+    np.testing.assert_array_equal(packed.rows(order).dequantize(), whole[order])
+    np.testing.assert_array_equal(packed.rows(slice(1, 6, 2)).dequantize(), whole[1::2])
+    assert np.shares_memory(packed.rows(slice(2, 4)).data, packed.data)
+
+
+def test_rows_count_over_all_leading_axes() -> None:
+    flat = tensor("Q8_0", 6, 1)
+    cube = QTensor("Q8_0", (2, 3, 32), flat.data)
+    assert cube.rows(slice(2, 5)).shape == (3, 32)
+    np.testing.assert_array_equal(cube.dequantize().reshape(6, 32), flat.dequantize())
+
+
+def test_concatenate_undoes_a_split() -> None:
+    packed = tensor("Q5_1", 6, 2)
+    joined = quant.concatenate([packed.rows(slice(0, 2)), packed.rows(slice(2, 6))])
+    assert joined.shape == packed.shape
+    assert joined.nbytes == packed.nbytes
+    np.testing.assert_array_equal(joined.data, packed.data)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [],
+        [tensor("Q8_0", 2, 1), tensor("Q4_0", 2, 1)],
+        [tensor("Q8_0", 2, 1), tensor("Q8_0", 2, 2)],
+        [QTensor("Q8_0", (32,), tensor("Q8_0", 1, 1).data)],
+    ],
+)
+def test_concatenate_refuses_what_does_not_join(parts: list[QTensor]) -> None:
+    with pytest.raises(TensorError, match="whole rows"):
+        quant.concatenate(parts)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "data", "message"),
+    [
+        ("Q4_K", (2, 128), np.zeros((2, 72), np.uint8), "blocks of 256"),
+        ("Q4_K", (), np.zeros((1, 144), np.uint8), "blocks of 256"),
+        ("Q4_K", (2, 256), np.zeros((1, 144), np.uint8), r"uint8 \(2, 144\)"),
+        ("Q4_K", (1, 256), np.zeros((1, 144), np.int8), "int8"),
+        ("IQ2_S", (1, 256), np.zeros((1, 82), np.uint8), "no block type"),
+    ],
+)
+def test_a_tensor_whose_parts_disagree_is_refused(
+    kind: str, shape: tuple[int, ...], data: np.ndarray, message: str
+) -> None:
+    with pytest.raises(TensorError, match=message):
+        QTensor(kind, shape, data)
+
+
+def test_tensors_without_rows_or_columns_unpack_to_nothing() -> None:
+    assert QTensor("Q4_0", (0, 32), np.zeros((0, 18), np.uint8)).dequantize().shape == (0, 32)
+    assert QTensor("Q4_0", (3, 0), np.zeros((3, 0), np.uint8)).dequantize().shape == (3, 0)
+
+
+def test_to_float32_keeps_values_and_copies_no_float32() -> None:
+    plain = np.arange(4, dtype=np.float32)
+    assert quant.to_float32(plain) is plain
+    assert quant.to_float32(plain.astype(ml_dtypes.bfloat16)).tobytes() == plain.tobytes()
+    packed = tensor("Q2_K", 1, 1)
+    assert quant.to_float32(packed).dtype == np.float32
+
+
+def test_type_names_lead_back_to_their_dtypes() -> None:
+    assert {quant.TYPE_NAMES[dtype.name] for dtype in quant.DTYPES.values()} == set(quant.DTYPES)
+    assert quant.float_type("BF16") == ml_dtypes.bfloat16
+    with pytest.raises(OptionError, match="I32"):
+        quant.float_type("I32")
+
+
+def test_find_nonfinite_names_the_bad_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quant, "PIECE", 1024)
+    bad = tensor("Q4_K", 4, 8)
+    bad.data[3, -144:-142] = (0, 0x7C)  # infinity as the scale of the very last block
+    late = np.zeros((3, 1000), ml_dtypes.bfloat16)
+    late[2, 999] = np.nan
+    tensors = {
+        "good": tensor("Q4_K", 4, 8),
+        "bad": bad,
+        "late": late,
+        "fine": np.ones(3, np.float16),
+        "ids": np.arange(3),
+        "eight": np.array([1, np.inf], ml_dtypes.float8_e5m2),
+    }
+    assert quant.find_nonfinite(tensors) == ["bad", "late", "eight"]
