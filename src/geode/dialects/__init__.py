@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 
 from ..config import Config
 from ..errors import TensorError
-from ..quant import QTensor, concatenate, to_float32
+from ..quant import DTYPES, QTensor, concatenate, to_float32
 from ..tensors import Array, Entry, Tensors, shapes
 
 
@@ -55,15 +56,14 @@ class Split:
             )
         ends = np.cumsum(self.heights)
         return [
-            take_rows(whole, slice(int(end - height), int(end)))
-            for end, height in zip(ends, self.heights, strict=True)
+            take_rows(whole, slice(int(end - height), int(end))) for end, height in zip(ends, self.heights, strict=True)
         ]
 
     def inverse(self, arrays: list[Array]) -> list[Array]:
         quantised = [array for array in arrays if isinstance(array, QTensor)]
         if len(quantised) == len(arrays) and len({array.type for array in quantised}) == 1:
             return [concatenate(quantised)]
-        if quantised:
+        if quantised or len({array.dtype for array in arrays if isinstance(array, np.ndarray)}) > 1:
             return [np.concatenate([to_float32(array) for array in arrays])]
         return [np.concatenate([np.asarray(array) for array in arrays])]
 
@@ -107,6 +107,19 @@ class Rule:
             arrays = op.inverse(arrays)
         return arrays
 
+    def widens(self) -> bool:
+        """Whether the numbers come out as float64, in both directions."""
+        return any(isinstance(op, AddOne) for op in self.ops)
+
+    def their_shape(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+        """The shape of each of `theirs`, given those of ours."""
+        ours = [shapes[name] for name in self.ours]
+        if len(self.ours) == len(self.theirs):
+            return ours[0]
+        if len(self.theirs) == 1:
+            return (sum(shape[0] for shape in ours), *ours[0][1:])
+        return ours[0][1:]
+
 
 def rule(ours: str, theirs: str, *ops: Op, optional: bool = False) -> Rule:
     """The common case: one tensor to one tensor."""
@@ -135,25 +148,24 @@ def read(rules: Sequence[Rule], stored: Tensors, config: Config, ignore: Iterabl
     return Tensors({name: found[name] for name in expected})
 
 
-def write(rules: Sequence[Rule], canonical: Tensors) -> Tensors:
-    """The other direction: their names over our tensors, still lazy (shapes are known only after loading fused ones)."""
+def write(rules: Sequence[Rule], canonical: Tensors, narrow: str = "F32") -> Tensors:
+    """The other direction: their names over our tensors, still lazy. `narrow` is the type that float64 is stored as."""
     found: dict[str, Entry] = {}
     for one in rules:
-        load = _once(lambda one=one: one.write([canonical[name] for name in one.ours]))  # type: ignore[misc]
         ours = [canonical.entries[name] for name in one.ours]
-        for i, name in enumerate(one.theirs):
-            shape = _their_shape(one, [entry.shape for entry in ours])
-            nbytes = sum(entry.nbytes for entry in ours) // len(one.theirs)
-            found[name] = Entry(shape, ours[0].type, nbytes, lambda load=load, i=i: load()[i])  # type: ignore[misc]
+        kinds = {entry.type for entry in ours}
+        kind = "F64" if one.widens() else ours[0].type if len(kinds) == 1 else "F32"
+        kind = narrow if kind == "F64" else kind
+        load = _once(lambda one=one, kind=kind: _cast(one.write([canonical[name] for name in one.ours]), kind))  # type: ignore[misc]
+        shape = one.their_shape({name: entry.shape for name, entry in zip(one.ours, ours, strict=True)})
+        nbytes = sum(entry.nbytes for entry in ours) // len(one.theirs)
+        nbytes = math.prod(shape) * DTYPES[kind].itemsize if kind in DTYPES else nbytes
+        found |= {name: Entry(shape, kind, nbytes, _piece(load, i)) for i, name in enumerate(one.theirs)}
     return Tensors(found)
 
 
-def _their_shape(one: Rule, ours: list[tuple[int, ...]]) -> tuple[int, ...]:
-    if len(one.ours) == len(one.theirs):
-        return ours[0]
-    if len(one.theirs) == 1:
-        return (sum(shape[0] for shape in ours), *ours[0][1:])
-    return ours[0][1:]
+def _cast(arrays: list[Array], kind: str) -> list[Array]:
+    return [array if isinstance(array, QTensor) else array.astype(DTYPES[kind], copy=False) for array in arrays]
 
 
 def _entries(one: Rule, stored: Tensors, expected: dict[str, tuple[int, ...]]) -> dict[str, Entry]:
@@ -162,39 +174,30 @@ def _entries(one: Rule, stored: Tensors, expected: dict[str, tuple[int, ...]]) -
     theirs = [stored.entries[name] for name in one.theirs]
     if not one.ops:
         return {one.ours[0]: theirs[0]}
-    total = sum(math.prod(expected[name]) for name in one.ours)
-    load = _once(lambda: _checked(one, stored, expected))
-    return {
-        name: Entry(
-            expected[name],
-            theirs[0].type,
-            sum(entry.nbytes for entry in theirs) * math.prod(expected[name]) // max(total, 1),
-            lambda i=i: load()[i],  # type: ignore[misc]
-        )
-        for i, name in enumerate(one.ours)
-    }
+    kind = "F64" if one.widens() else theirs[0].type
+    load = _once(lambda: one.read([stored[name] for name in one.theirs]))
+    stored_bytes, stored_size = sum(entry.nbytes for entry in theirs), sum(math.prod(entry.shape) for entry in theirs)
 
+    def nbytes(name: str) -> int:
+        size = math.prod(expected[name])
+        return size * DTYPES[kind].itemsize if kind in DTYPES else stored_bytes * size // stored_size
 
-def _checked(one: Rule, stored: Tensors, expected: dict[str, tuple[int, ...]]) -> list[Array]:
-    arrays = one.read([stored[name] for name in one.theirs])
-    for name, array in zip(one.ours, arrays, strict=True):
-        if tuple(array.shape) != expected[name]:
-            raise TensorError(f"{name}: expected {expected[name]}, {', '.join(one.theirs)} gave {tuple(array.shape)}.")
-    return arrays
+    return {name: Entry(expected[name], kind, nbytes(name), _piece(load, i)) for i, name in enumerate(one.ours)}
 
 
 def _misfits(one: Rule, stored: Tensors, expected: dict[str, tuple[int, ...]]) -> list[str]:
-    """Sizes that disagree, from headers alone."""
-    if one.theirs[0] not in stored.entries:
-        return []
-    have = [stored.entries[name].shape for name in one.theirs]
-    want = [expected[name] for name in one.ours]
-    same = have == want if not one.ops else sum(map(math.prod, have)) == sum(map(math.prod, want))
-    return [] if same else [f"{', '.join(one.theirs)}: expected {want}, the file has {have}"]
+    """Shapes that disagree, from headers alone."""
+    want = one.their_shape(expected)
+    have = {name: stored.entries[name].shape for name in one.theirs if name in stored.entries}
+    return [f"{name}: expected {want}, the file has {shape}" for name, shape in have.items() if shape != want]
 
 
 def _zeros(shape: tuple[int, ...]) -> Entry:
-    return Entry(shape, "F32", 0, lambda: np.zeros(shape, np.float32))
+    return Entry(shape, "F32", 4 * math.prod(shape), lambda: np.zeros(shape, np.float32))
+
+
+def _piece(load: Callable[[], list[Array]], i: int) -> Callable[[], Array]:
+    return lambda: load()[i]
 
 
 def _once(load: Callable[[], list[Array]]) -> Callable[[], list[Array]]:
@@ -248,6 +251,7 @@ def take_rows(array: Array, index: np.ndarray | slice) -> Array:
     return array.rows(index) if isinstance(array, QTensor) else np.asarray(array)[index]
 
 
+@lru_cache(maxsize=2)  # every layer asks for the same
 def grouped_rows(config: Config) -> tuple[int, ...]:
     """Row order that turns a projection fused per key/value head, [q … q k v] repeated, into [q; k; v]."""
     group = config.heads // config.kv_heads
@@ -256,6 +260,7 @@ def grouped_rows(config: Config) -> tuple[int, ...]:
     return tuple(int(i) for i in np.concatenate([part.reshape(-1) for part in parts]))
 
 
+@lru_cache(maxsize=4)
 def halved_rows(heads: int, head_dim: int) -> tuple[int, ...]:
     """Row order that turns rotary pairs lying side by side (0,1)(2,3)… into half against half."""
     rows = np.arange(heads * head_dim).reshape(heads, head_dim // 2, 2)

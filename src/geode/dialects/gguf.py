@@ -1,9 +1,9 @@
 """GGUF's tensor layouts <-> canonical ones. The names are the same, for ours are GGUF's.
 
-    theirs                          ours
-    attn_qkv                        [q; k; v] cut in three
-    q and k, pairs side by side     rows permuted so that pairs lie half against half
-    norms                           as they are: GGUF has added Gemma's one already
+theirs                          ours
+attn_qkv                        [q; k; v] cut in three
+q and k, pairs side by side     rows permuted so that pairs lie half against half
+norms                           as they are: GGUF has added Gemma's one already
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _rotation(config: Config, family: Family, stem: str) -> tuple[Op, ...]:
 
 def read(stored: Tensors, config: Config, family: Family) -> Tensors:
     """Canonical tensors over a GGUF file's."""
-    return read_rules(rules(config, family), stored, config, family.ignore)
+    return read_rules(rules(config, family), stored, config, (*family.ignore, "rope_freqs.weight"))
 
 
 def write(canonical: Tensors, config: Config, family: Family) -> Tensors:

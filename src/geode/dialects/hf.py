@@ -1,10 +1,10 @@
 """Hugging Face's tensor names and layouts <-> canonical ones.
 
-    theirs                          ours
-    q_proj, k_proj, v_proj          attn_q, attn_k, attn_v           as they are
-    query_key_value                 [q; k; v] cut in three           fused per key/value head
-    Gemma's norms, w                1 + w
-    q_layernorm.norms.{h}           one matrix (heads, head_dim)
+theirs                          ours
+q_proj, k_proj, v_proj          attn_q, attn_k, attn_v           as they are
+query_key_value                 [q; k; v] cut in three           fused per key/value head
+Gemma's norms, w                1 + w
+q_layernorm.norms.{h}           one matrix (heads, head_dim)
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ def read(stored: Tensors, config: Config, family: Family) -> Tensors:
 
 
 def write(canonical: Tensors, config: Config, family: Family) -> Tensors:
-    """Hugging Face's tensors over canonical ones."""
-    return write_rules(rules(config, family), canonical)
+    """Hugging Face's tensors over canonical ones; Gemma's norms in the type of the embeddings."""
+    embeddings = canonical.entries["token_embd.weight"].type
+    return write_rules(rules(config, family), canonical, embeddings if embeddings in ("F16", "BF16", "F64") else "F32")
 
 
 def _renamed(name: str, family: Family) -> str:

@@ -15,6 +15,7 @@ from typing import TextIO
 REDRAW_SECONDS = 0.1  # on a terminal
 LINE_SECONDS = 10.0  # elsewhere
 SPEED_SECONDS = 8.0  # the speed shown is the mean of so long
+PACE_SECONDS = 0.2  # and nobody knows it sooner
 
 
 class Progress:
@@ -69,7 +70,7 @@ class Progress:
 
     def _pace(self) -> str:
         (then, before), (now, here) = self._marks[0], self._marks[-1]
-        if now <= then or here <= before:
+        if now - then < PACE_SECONDS or here <= before:
             return ""
         speed = (here - before) / (now - then)
         rest = "" if self.done >= self.total else f", {clock_time((self.total - self.done) / speed)} left"

@@ -30,7 +30,8 @@ CHUNK = 1 << 20
 MARGIN = 16_000_000  # bytes left free for everybody else
 TIMEOUT_HINT = "Check the network, and `pip config list` for the index, the proxy and the certificates"
 UNREACHABLE = re.compile(
-    r"connection (?:error|broken|refused|reset)|timed out|ssl certificate|name resolution|ProxyError|NewConnectionError",
+    r"connection (?:error|broken|refused|reset)|timed out|ssl certificate|name resolution"
+    r"|ProxyError|NewConnectionError",
     re.IGNORECASE,
 )
 
@@ -127,7 +128,7 @@ def _client() -> urllib.request.OpenerDirector:
 def _wheel(
     wheel: Wheel, link: Link | None, folder: Path, client: urllib.request.OpenerDirector, progress: Progress
 ) -> Path:
-    """One wheel on this disk, by our own client where that works and by pip's where it does not."""
+    """One wheel on this disk, by our own client, which resumes, or by pip's where that fails or is asked for."""
     path = folder / _file_name(wheel)
     if path.exists():
         return path

@@ -30,10 +30,10 @@ def rotate(x_BTNH: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
     pairs = cos.shape[-1]
     if pairs == 0:
         return x_BTNH
-    x = ops.cast(x_BTNH, "float32")
+    x = backend.cast(x_BTNH, "float32")
     first, second, rest = x[..., :pairs], x[..., pairs : 2 * pairs], x_BTNH[..., 2 * pairs :]
     turned = ops.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    turned = ops.cast(turned, x_BTNH.dtype)
+    turned = backend.cast(turned, x_BTNH.dtype)
     return turned if 2 * pairs == x_BTNH.shape[-1] else ops.concatenate([turned, rest], axis=-1)
 
 
@@ -68,7 +68,7 @@ def attend(
 def _attend(
     q_BKRH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, mask_B1RS: Tensor, scale: float, softcap: float | None
 ) -> Tensor:
-    scores = ops.cast(ops.matmul(q_BKRH, ops.swapaxes(k_BKSH, 2, 3)), "float32") * scale
+    scores = ops.cast(ops.einsum("bkrh,bksh->bkrs", q_BKRH, k_BKSH), "float32") * scale
     if softcap is not None:
         scores = ops.tanh(scores / softcap) * softcap
     scores = ops.where(mask_B1RS, scores, -1e30)

@@ -8,9 +8,11 @@ Shape letters: B batch, T queries, S key slots, K key/value heads, R queries of 
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +35,25 @@ def select(on: str) -> None:
             f"Load with on={active!r}, or start another process."
         )
     os.environ["KERAS_BACKEND"] = on
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if on == "tensorflow" and "tensorflow" not in sys.modules:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        with _quiet_stderr():
+            import keras  # noqa: F401
+        logging.getLogger("tensorflow").setLevel(logging.ERROR)  # a retrace for each new shape is what we mean
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Sends what C++ writes to stderr nowhere: TensorFlow greets every start with a page about missing accelerators."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def name() -> str:
@@ -129,7 +149,7 @@ def _compile_torch(step: Callable[..., Any], variables: Sequence[Any]) -> Callab
 
     def run(cache: Any, *arrays: np.ndarray) -> Any:
         with torch.inference_mode():
-            return step(cache, *(torch.from_numpy(array) for array in arrays))
+            return step(cache, *(torch.as_tensor(array) for array in arrays))
 
     return run
 
@@ -138,19 +158,78 @@ def _compile_tensorflow(step: Callable[..., Any], variables: Sequence[Any]) -> C
     import tensorflow as tf
 
     compiled = tf.function(step, autograph=False, jit_compile=True)
-    return lambda cache, *arrays: compiled(cache, *(tf.constant(array) for array in arrays))
+    return lambda cache, *arrays: compiled(cache, *(tf.convert_to_tensor(array) for array in arrays))
+
+
+def cast(x: Tensor, dtype: Any) -> Tensor:
+    """`x` in another dtype, given by name or as another tensor's."""
+    if name() == "torch":
+        import torch
+
+        return x.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+    from keras import ops
+
+    return ops.cast(x, dtype)
+
+
+def standardise(x: Tensor, eps: float, centred: bool) -> Tensor:
+    """x / rms(x) over the last axis, or (x - mean) / std if `centred`: a norm before its weight."""
+    if name() == "torch":
+        import torch
+
+        norm = torch.nn.functional.layer_norm if centred else torch.nn.functional.rms_norm
+        return norm(x, x.shape[-1:], None, eps=eps)
+    from keras import ops
+
+    x = x - ops.mean(x, axis=-1, keepdims=True) if centred else x
+    return x * ops.rsqrt(ops.mean(ops.square(x), axis=-1, keepdims=True) + eps)
 
 
 def linear(x: Tensor, weight_ED: Tensor, bias_E: Tensor | None) -> Tensor:
     """x (..., D) · weightᵀ + bias -> (..., E)."""
     if name() == "torch":
-        import torch
-
-        return torch.nn.functional.linear(x, weight_ED, bias_E)
+        return _linear_torch(x, weight_ED, bias_E)
     from keras import ops
 
-    y = ops.matmul(x, ops.transpose(weight_ED))
+    if name() == "jax":
+        y = _matmul_jax(x, weight_ED)
+    else:
+        y = ops.matmul(x, ops.transpose(weight_ED))
     return y if bias_E is None else ops.add(y, bias_E)
+
+
+def _matmul_jax(x: Tensor, weight_ED: Tensor) -> Tensor:
+    """x · weightᵀ. XLA's CPU compiler multiplies bfloat16 matrices at a tenth of the memory's speed; widened to float32,
+    as a sum for one row and as a product for more, it reads them as fast as it can; without the barrier it computes the norm before anew inside every product (dev/LOG.md)."""
+    import jax
+
+    x = jax.lax.optimization_barrier(x)
+    if x.dtype == "bfloat16" and on_cpu():
+        wide, weight = x.astype("float32"), weight_ED.astype("float32")
+        if x.size == x.shape[-1]:
+            y = (wide.reshape(1, -1) * weight).sum(-1).reshape(*x.shape[:-1], -1)
+        else:
+            y = jax.lax.dot_general(wide, weight, (((x.ndim - 1,), (1,)), ((), ())))
+        return y.astype(x.dtype)
+    return jax.lax.dot_general(x, weight_ED, (((x.ndim - 1,), (1,)), ((), ())))
+
+
+STREAMED = 1 << 24  # bytes of a weight too large for any cache
+SLICES = 8
+
+
+def _linear_torch(x: Tensor, weight_ED: Tensor, bias_E: Tensor | None) -> Tensor:
+    """One row of float32 against a weight that is read from memory goes in slices, which MKL spreads over its threads;
+    the plain product it leaves to one, at half the speed (dev/LOG.md)."""
+    import torch
+
+    e, d = weight_ED.shape
+    is_large = x.numel() == d and e % SLICES == 0 and 4 * weight_ED.numel() >= STREAMED
+    if not is_large or x.dtype != torch.float32 or x.device.type != "cpu" or torch.is_grad_enabled():
+        return torch.nn.functional.linear(x, weight_ED, bias_E)
+    slices = weight_ED.view(SLICES, e // SLICES, d).transpose(1, 2)
+    y = torch.matmul(x.reshape(1, 1, d).expand(SLICES, 1, d), slices).reshape(*x.shape[:-1], e)
+    return y if bias_E is None else y + bias_E
 
 
 def fused_attention(q_BKRH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, mask_B1RS: Tensor, scale: float) -> Tensor | None:
@@ -167,8 +246,7 @@ def write_slots(kept_BKSH: Tensor, new_BKTH: Tensor, slots_BT: Tensor) -> Tensor
     if name() == "torch":
         return _write_torch(kept_BKSH, new_BKTH, slots_BT)
     if name() == "jax":
-        rows = np.arange(kept_BKSH.shape[0])[:, None]
-        return kept_BKSH.at[rows, :, slots_BT].set(new_BKTH.swapaxes(1, 2))
+        return _write_jax(kept_BKSH, new_BKTH, slots_BT)
     import tensorflow as tf
 
     b, k, t, _ = new_BKTH.shape
@@ -178,7 +256,22 @@ def write_slots(kept_BKSH: Tensor, new_BKTH: Tensor, slots_BT: Tensor) -> Tensor
     return tf.tensor_scatter_nd_update(kept_BKSH, tf.stack([rows, heads, slots], -1), new_BKTH)
 
 
+def _write_jax(kept_BKSH: Tensor, new_BKTH: Tensor, slots_BT: Tensor) -> Tensor:
+    """Slices are updated in place; XLA's CPU compiler copies the whole cache for a scatter, so a step does without."""
+    import jax
+
+    rows, tokens = slots_BT.shape
+    if tokens == 1:
+        for row in range(rows):
+            at = (row, 0, slots_BT[row, 0], 0)
+            kept_BKSH = jax.lax.dynamic_update_slice(kept_BKSH, new_BKTH[row : row + 1], at)
+        return kept_BKSH
+    index = np.arange(rows)[:, None]
+    return kept_BKSH.at[index, :, slots_BT].set(new_BKTH.swapaxes(1, 2), mode="promise_in_bounds")
+
+
 def _write_torch(kept_BKSH: Tensor, new_BKTH: Tensor, slots_BT: Tensor) -> Tensor:
+    slots_BT = slots_BT.long()
     if kept_BKSH.shape[0] == 1:
         kept_BKSH[0].index_copy_(1, slots_BT[0], new_BKTH[0])
     else:

@@ -101,30 +101,30 @@ class Executor:
 
     def _run(self, step: Any, state: State, tokens: np.ndarray, positions: np.ndarray, *more: np.ndarray) -> Any:
         self._used = int(positions.max()) + 1
-        logits, state.cache = step(state.cache, tokens, positions, *more)
-        return logits
+        hidden, state.cache = step(state.cache, tokens, positions, *more)
+        return self._head((), hidden)[0]
 
     @cached_property
     def _all(self) -> Any:
-        """Every position's logits."""
-
-        def run(cache: Any, tokens: Any, positions: Any) -> Any:
-            h, cache = self._hidden(cache, tokens, positions)
-            return self.decoder.head(h), cache
-
-        return backend.compile(run, self.decoder.variables)
+        """Every position's hidden state."""
+        return backend.compile(self._hidden, self.decoder.variables)
 
     @cached_property
     def _last(self) -> Any:
-        """The logits of one position of each row."""
+        """The hidden state of one position of each row."""
         from keras import ops
 
         def run(cache: Any, tokens: Any, positions: Any, last: Any) -> Any:
             h, cache = self._hidden(cache, tokens, positions)
-            picked = ops.take_along_axis(h, ops.cast(last, "int32")[:, None, None], axis=1)[:, 0]
-            return self.decoder.head(picked), cache
+            return ops.take_along_axis(h, ops.cast(last, "int32")[:, None, None], axis=1)[:, 0], cache
 
         return backend.compile(run, self.decoder.variables)
+
+    @cached_property
+    def _head(self) -> Any:
+        """Logits of hidden states. A program of its own: in one with the embedding, XLA's CPU compiler would widen a
+        tied bfloat16 table for both on every step."""
+        return backend.compile(lambda nothing, h: (self.decoder.head(h), nothing), self.decoder.variables)
 
     def _hidden(self, cache: Any, tokens: Any, positions: Any) -> Any:
         used = 1 << 30 if backend.is_compiled() else self._used

@@ -75,17 +75,13 @@ class Norm(Part):
         self.bias = self.weight_from(store, f"{name}.bias", "float32")
 
     def call(self, x: Tensor) -> Tensor:
-        dtype = x.dtype
-        h = ops.cast(x, "float32")
-        if self.kind.kind == "layer":
-            h = h - ops.mean(h, axis=-1, keepdims=True)
-        h = h * ops.rsqrt(ops.mean(ops.square(h), axis=-1, keepdims=True) + self.kind.eps)
+        h = backend.standardise(backend.cast(x, "float32"), self.kind.eps, self.kind.kind == "layer")
         if self.weight is None:
-            return ops.cast(h, dtype)
+            return backend.cast(h, x.dtype)
         if self.kind.cast_first:
-            return ops.cast(h, dtype) * ops.cast(self.weight.value, dtype)
+            return backend.cast(h, x.dtype) * backend.cast(self.weight.value, x.dtype)
         h = h * self.weight.value
-        return ops.cast(h if self.bias is None else h + self.bias.value, dtype)
+        return backend.cast(h if self.bias is None else h + self.bias.value, x.dtype)
 
 
 class Embedding(Part):

@@ -15,10 +15,26 @@ from ..errors import TokenizerError
 from .stream import StreamDecoder
 
 ENDS = frozenset(
-    "</s> <eos> <end_of_turn> <turn|> <|im_end|> <|eot_id|> <|eom_id|> <|end|> <|endoftext|> <|end_of_text|> "
-    "<|END_OF_TURN_TOKEN|> <｜end▁of▁sentence｜> <EOT> <end_of_utterance> <|return|> <|call|>".split()
+    {
+        "</s>",
+        "<eos>",
+        "<end_of_turn>",
+        "<turn|>",
+        "<|im_end|>",
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|end|>",
+        "<|endoftext|>",
+        "<|end_of_text|>",
+        "<|END_OF_TURN_TOKEN|>",
+        "<｜end▁of▁sentence｜>",
+        "<EOT>",
+        "<end_of_utterance>",
+        "<|return|>",
+        "<|call|>",
+    }
 )
-"""Control tokens that end a turn or a text, whatever else a file says. After `special_eog_ids` in llama.cpp's llama-vocab.cpp."""
+"""Control tokens that end a turn or a text, whatever else a file says (after `special_eog_ids` in llama-vocab.cpp)."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +85,10 @@ class Tokenizer(ABC):
         if bos and self.bos is None:
             raise TokenizerError("A BOS token was asked for, and this vocabulary has none. Leave out bos=True.")
         text = _sound(text)
-        ids = self._marked(text, mark) if special else self._plain(text, True)
-        if (self.adds_bos if bos is None else bos) and not (special and ids[:1] == [self.bos]):
-            ids = [self.bos, *ids]  # type: ignore[list-item]
+        ids = self._marked(text, mark) if special else self._plain(text)
+        wanted = self.adds_bos if bos is None else bos
+        if wanted and self.bos is not None and not (special and ids[:1] == [self.bos]):
+            ids = [self.bos, *ids]
         if bos is None and self.roles.adds_eos and self.roles.eos is not None:
             ids = [*ids, self.roles.eos]
         return ids
@@ -79,14 +96,13 @@ class Tokenizer(ABC):
     def _marked(self, text: str, mark: str) -> list[int]:
         """Ids with control tokens recognised, but for those that a mark breaks."""
         ids: list[int] = []
-        start = True
+        after = None
         for part in self._controls.split(text):
             if isinstance(part, int):
                 ids.append(part)
-                start = True
-            elif plain := part.replace(mark, ""):
-                ids += self._plain(plain, start)
-                start = False
+                after = part
+            else:
+                ids += self._plain(part.replace(mark, "") if mark else part, after)
         return ids
 
     @cached_property
@@ -94,8 +110,8 @@ class Tokenizer(ABC):
         return Matcher(self.control)
 
     @abstractmethod
-    def _plain(self, text: str, start: bool) -> list[int]:
-        """Ids of text that holds no control token; `start`: it begins a text, or follows a control token."""
+    def _plain(self, text: str, after: int | None = None) -> list[int]:
+        """Ids of text in which no control token is looked for. `after`: the one before it, None where a text begins."""
 
     # Ids to text
 
@@ -125,7 +141,9 @@ class Tokenizer(ABC):
     def special_texts(self) -> dict[str, str]:
         roles = {"bos_token": self.bos, "eos_token": self.roles.eos}
         roles |= {"pad_token": self.roles.pad, "unk_token": self.roles.unk}
-        return {name: self.piece(token).decode("utf-8", "replace") for name, token in roles.items() if token is not None}
+        return {
+            name: self.piece(token).decode("utf-8", "replace") for name, token in roles.items() if token is not None
+        }
 
 
 class Matcher:

@@ -59,7 +59,7 @@ class ByteBPE(Tokenizer):
         self._added_tokens = dict(added or {})
         self._remembered = lru_cache(WORDS_KEPT)(self._word)
 
-    def _plain(self, text: str, start: bool) -> list[int]:
+    def _plain(self, text: str, after: int | None = None) -> list[int]:  # noqa: ARG002
         ids: list[int] = []
         for part in self._added.split(text):
             if isinstance(part, int):
@@ -76,7 +76,7 @@ class ByteBPE(Tokenizer):
         return words
 
     def _word(self, word: str) -> list[int]:
-        spelt = word.encode().decode("latin-1").translate(self._alphabet)  # type: ignore[arg-type]
+        spelt = word.encode().decode("latin-1").translate(self._alphabet)
         if self._cut.whole and (token := self._vocab.get(spelt)) is not None:
             return [token]
         ids: list[int] = []

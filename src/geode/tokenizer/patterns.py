@@ -25,6 +25,7 @@ _ENDING = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
 O200K = _CASED % (_ENDING, _ENDING, "{1,3}")
 _CJK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 
+
 @dataclass(frozen=True)
 class Cut:
     """`whole`: a word that is a token is not built by merges. `adds_bos`: the default of a file that does not say."""
@@ -70,7 +71,7 @@ CUTS: dict[str, Cut] = {
     "qwen2": Cut((QWEN2,), nfc=True),
     "deepseek-r1-qwen": Cut((QWEN2,), nfc=True),
     "hunyuan": Cut((QWEN2,)),
-    "qwen35": Cut((QWEN2.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]"),), nfc=True),
+    "qwen35": Cut((QWEN2.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]"),)),
     "tekken": Cut((TEKKEN,), whole=True, adds_bos=True),
     "gpt-4o": Cut((O200K,)),
     "llama4": Cut((O200K,)),

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from functools import cached_property, lru_cache
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..errors import TokenizerError
 from .base import Matcher, Roles, Tokenizer
@@ -30,9 +31,7 @@ LONGEST_KEPT = 32  # characters; longer words are worked out again each time
 class SPM(Tokenizer):
     """Pieces with scores. `prefix`: a text is read as if a space stood before it (Llama's "dummy prefix")."""
 
-    def __init__(
-        self, pieces: Sequence[str], scores: Sequence[float], types: Sequence[int], roles: Roles, prefix: bool = True
-    ):
+    def __init__(self, pieces: Sequence[str], scores: ArrayLike, types: ArrayLike, roles: Roles, prefix: bool = True):
         self._pieces = list(pieces)
         self._types = np.asarray(types, np.int32)
         self._scores: list[float] = np.asarray(scores, np.float64).tolist()
@@ -61,7 +60,8 @@ class SPM(Tokenizer):
 
     @cached_property
     def _user(self) -> Matcher:
-        return Matcher(self._of_type(USER_DEFINED))
+        # llama.cpp's converter writes the runs of spaces among them with plain spaces.
+        return Matcher({text.replace(" ", SPACE): token for text, token in self._of_type(USER_DEFINED).items()})
 
     @cached_property
     def _bytes(self) -> list[int]:
@@ -76,8 +76,9 @@ class SPM(Tokenizer):
         inside = set(re.findall(f"([^{SPACE}\n]){SPACE}", "\n".join(self._pieces)))
         return re.compile(f"(?<=[^{SPACE}{re.escape(''.join(sorted(inside)))}])(?={SPACE})")
 
-    def _plain(self, text: str, start: bool) -> list[int]:
-        if self._prefix and start and text:
+    def _plain(self, text: str, after: int | None = None) -> list[int]:
+        # Each text that BOS or EOS sets apart begins anew; after a token like [INST], text goes on (mistral-common v3).
+        if self._prefix and text and after in (None, self.roles.bos, self.roles.eos):
             text = " " + text
         ids: list[int] = []
         for part in self._user.split(text.replace(" ", SPACE)):
@@ -104,7 +105,7 @@ class SPM(Tokenizer):
             return [self._bytes[byte] for byte in character.encode()]
         if self._unk is None:
             raise TokenizerError(
-                f"{character!r} is not in this vocabulary, which has neither bytes nor an unknown token to stand for it. "
+                f"{character!r} is not in this vocabulary, which has neither bytes nor an unknown token for it. "
                 "Leave the character out, or use a complete copy of the model."
             )
         return [self._unk]

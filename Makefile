@@ -1,0 +1,40 @@
+# Two commands: `make run` answers with a real model, `make test` passes the tests. Both set up what they need.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: run test check docs bench clean
+
+run: $(VENV)/.run
+	$(BIN)/geode run gemma3:270m "The capital of France is" --temperature 0 --max-tokens 48 --on jax
+
+test: $(VENV)/.test
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check
+
+check: test
+
+docs: $(VENV)/.test
+	GEODE_WRITE_DOCS=1 $(BIN)/python -m pytest tests/test_parity.py -q
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Geode needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12"; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { \
+	  echo "$(PYTHON) cannot make a virtual environment. On Debian: apt-get install python3-venv"; exit 2; }
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@touch $@
+
+# JAX is the lightest framework to install, and the first answer needs only one.
+$(VENV)/.run: $(VENV)/.made pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[jax]'
+	@touch $@
+
+# PyTorch first and exactly, so that nothing later pulls another build of it.
+$(VENV)/.test: $(VENV)/.made pyproject.toml
+	$(BIN)/python -m pip install --quiet 'torch==2.13.0'
+	$(BIN)/python -m pip install --quiet --editable '.[jax,torch,tensorflow,dev]'
+	@touch $@

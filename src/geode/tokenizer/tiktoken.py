@@ -1,0 +1,129 @@
+"""Byte-level BPE whose ranks come as bytes: tiktoken files and Mistral's tekken.json.
+
+Directories are not known here. A token's rank is its id, and joins happen by the rank of what they make.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import TokenizerError
+from .base import Roles
+from .bytebpe import LATIN1, ByteBPE
+from .patterns import CL100K, QWEN2, Cut
+
+
+def _numbered(start: int, texts: Iterable[str]) -> dict[str, int]:
+    return {text: start + i for i, text in enumerate(texts)}
+
+
+# llama-models, models/llama3/tokenizer.py, with the names that the Llama 3.1 release gives to reserved places
+_LLAMA3 = (  # noqa: SIM905
+    "<|begin_of_text|> <|end_of_text|> <|reserved_special_token_0|> <|reserved_special_token_1|> "
+    "<|finetune_right_pad_id|> <|reserved_special_token_2|> <|start_header_id|> <|end_header_id|> <|eom_id|> "
+    "<|eot_id|> <|python_tag|>"
+).split() + [f"<|reserved_special_token_{i}|>" for i in range(3, 248)]
+_QWEN = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205))]
+
+KNOWN: dict[int, tuple[str, dict[str, int], str | None, str]] = {
+    128_000: (CL100K, _numbered(128_000, _LLAMA3), "<|begin_of_text|>", "<|end_of_text|>"),
+    151_643: (QWEN2, _numbered(151_643, _QWEN), None, "<|endoftext|>"),
+}
+"""By number of ranks: pattern, control tokens, BOS that is added, EOS. The file itself holds none of these."""
+
+# mistral-common, tokens/tokenizers/tekken.py: files of before 2024-11 do not list their control tokens
+_TEKKEN = (  # noqa: SIM905
+    "<unk> <s> </s> [INST] [/INST] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] [TOOL_RESULTS] [/TOOL_RESULTS] [TOOL_CALLS] "
+    "[IMG] <pad> [IMG_BREAK] [IMG_END] [PREFIX] [MIDDLE] [SUFFIX] [SYSTEM_PROMPT] [/SYSTEM_PROMPT] [TOOL_CONTENT]"
+).split()
+
+
+def ranks_tokenizer(
+    path: Path, pattern: str | None, control: Mapping[str, int] | None, bos: str | None, eos: str | None
+) -> ByteBPE:
+    """The tokenizer of a tiktoken file; what is None is taken from what is known of a file with as many ranks."""
+    vocab = _ranks(path)
+    if pattern is None:
+        if len(vocab) not in KNOWN:
+            raise TokenizerError(
+                f"{path} holds {len(vocab)} ranks; tiktoken files do not say how to cut words, which is known here "
+                f"only for those with {', '.join(map(str, KNOWN))}. Give pattern= and control=, or use tokenizer.json."
+            )
+        pattern, known, bos, eos = KNOWN[len(vocab)]
+        control = known if control is None else control
+    return _tokenizer(vocab, pattern, dict(control or {}), bos, eos)
+
+
+def tekken(path: Path) -> ByteBPE:
+    """The tokenizer of Mistral's tekken.json."""
+    try:
+        data = json.loads(path.read_text("utf-8"))
+        config = data["config"]
+        specials = int(config["default_num_special_tokens"])
+        kept = data["vocab"][: int(config["default_vocab_size"]) - specials]
+        vocab = {_characters(each["token_bytes"]): specials + int(each["rank"]) for each in kept}
+        names = [str(each["token_str"]) for each in data.get("special_tokens") or ()] or _TEKKEN
+        pattern = str(config["pattern"])
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise TokenizerError(
+            f"{path} is no tekken.json that can be read ({type(problem).__name__}: {problem}). Fetch it again."
+        ) from None
+    control = _numbered(0, [*names, *(f"<SPECIAL_{i}>" for i in range(len(names), specials))])
+    return _tokenizer(vocab, pattern, control, "<s>", "</s>")
+
+
+def _tokenizer(
+    vocab: dict[str, int], pattern: str, control: dict[str, int], bos: str | None, eos: str | None
+) -> ByteBPE:
+    def id_of(text: str | None) -> int | None:
+        return control.get(text) if text else None
+
+    roles = Roles(bos=id_of(bos), eos=id_of(eos), pad=id_of("<pad>"), unk=id_of("<unk>"), adds_bos=bos is not None)
+    size = max([*vocab.values(), *control.values()]) + 1
+    cut = Cut((pattern,), whole=True)
+    return ByteBPE(
+        vocab, lambda left, right: vocab.get(left + right), cut, roles, size=size, alphabet=LATIN1, control=control
+    )
+
+
+def is_ranks(data: bytes) -> bool:
+    """Whether a file begins as tiktoken's do: base64, a space, a number."""
+    first = data.split(b"\n", 1)[0].split()
+    return len(first) == 2 and first[1].isdigit() and _decoded(first[0]) is not None
+
+
+def _ranks(path: Path) -> dict[str, int]:
+    vocab: dict[str, int] = {}
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not line.strip():
+            continue
+        parts = line.split()
+        piece = _decoded(parts[0]) if len(parts) == 2 and parts[1].isdigit() else None
+        if not piece:
+            raise TokenizerError(
+                f"Line {number} of {path} should be a token in base64, a space and its rank; it is {line[:60]!r}. "
+                "Fetch or copy the file again."
+            )
+        vocab[piece.decode("latin-1")] = int(parts[1])
+    if sorted(vocab.values()) != list(range(len(vocab))) or not vocab:
+        raise TokenizerError(
+            f"The ranks of a tiktoken file count from 0 without a gap, each token once; those of {path} "
+            f"({len(vocab)} tokens) do not. Fetch or copy the file again."
+        )
+    return vocab
+
+
+def _decoded(text: bytes) -> bytes | None:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return None
+
+
+def _characters(text: Any) -> str:
+    return base64.b64decode(text, validate=True).decode("latin-1")
