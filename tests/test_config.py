@@ -80,7 +80,9 @@ def test_rope_scaling_rules() -> None:
     assert plain.dtype == np.float32
     np.testing.assert_allclose(plain, [1.0, 0.1, 0.01, 0.001], rtol=1e-6)
     np.testing.assert_allclose(Rope(scaling=Stretch(4.0)).frequencies(8), plain / 4, rtol=1e-6)
-    np.testing.assert_allclose(Rope(scaling=Factors((1.0, 2.0, 4.0, 8.0))).frequencies(8), plain / [1, 2, 4, 8], rtol=1e-6)
+    np.testing.assert_allclose(
+        Rope(scaling=Factors((1.0, 2.0, 4.0, 8.0))).frequencies(8), plain / [1, 2, 4, 8], rtol=1e-6
+    )
     bands = Rope(scaling=Bands(8.0, 1.0, 4.0, 64)).frequencies(8)
     np.testing.assert_allclose(bands[[0, 2, 3]], plain[[0, 2, 3]] / [1, 8, 8], rtol=1e-6)
     assert plain[1] / 8 < bands[1] <= plain[1]
@@ -106,7 +108,9 @@ def test_what_changes_the_network_is_never_ignored(key: str) -> None:
 def test_an_unhandled_key_inside_rope_scaling_is_listed() -> None:
     scaling = LLAMA["rope_scaling"] | {"long_factor": [1.0], "alpha": 3}
     refused(LLAMA, "alpha, long_factor", rope_scaling=scaling)
-    refused(PUBLISHED["gemma-3-1b"][1], "local_attention", rope_parameters={"full_attention": {}, "local_attention": {}})
+    refused(
+        PUBLISHED["gemma-3-1b"][1], "local_attention", rope_parameters={"full_attention": {}, "local_attention": {}}
+    )
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope", "su", "mrope", 3, ["linear"]])
@@ -212,7 +216,9 @@ def test_heads_that_do_not_divide_are_refused() -> None:
 
 def test_absurd_heads_are_refused_before_any_table_of_their_rows() -> None:
     refused(PUBLISHED["pythia-70m"][1], "corrupt", hidden_size=2**30, num_attention_heads=2**20)
-    refused(PUBLISHED["stablelm-2-12b"][1], "corrupt", hidden_size=2**24, num_attention_heads=2**20, num_key_value_heads=1)
+    refused(
+        PUBLISHED["stablelm-2-12b"][1], "corrupt", hidden_size=2**24, num_attention_heads=2**20, num_key_value_heads=1
+    )
 
 
 @pytest.mark.parametrize("value", ["linear", 3, [8.0]])
@@ -299,7 +305,9 @@ def gguf_of(name: str) -> tuple[families.Family, Json, Json]:
     family = families.by_model_type(values["model_type"])
     config = family.config_from_hf(values)
     shapes = tensors.shapes(config)
-    theirs = {n: rule.their_shape(shapes) for rule in dialect.rules(config.replace(depth=1), family) for n in rule.theirs}
+    theirs = {
+        n: rule.their_shape(shapes) for rule in dialect.rules(config.replace(depth=1), family) for n in rule.theirs
+    }
     return family, family.config_to_gguf(config), theirs
 
 
@@ -313,7 +321,9 @@ def test_damaged_gguf_metadata_is_an_error_or_a_network(data: st.DataObject) -> 
     names = [*metadata, *(f"{family.gguf_arch}.{key}" for key in GGUF_KEYS)]
     changed = metadata | data.draw(st.dictionaries(st.sampled_from(names), GGUF_WRONG, max_size=3))
     kept = {name: value for name, value in changed.items() if name != data.draw(st.sampled_from([*names, ""]))}
-    freqs = data.draw(st.none() | st.lists(st.floats(width=32), max_size=3).map(np.array) | st.just(kept.get("rope_freqs")))
+    freqs = data.draw(
+        st.none() | st.lists(st.floats(width=32), max_size=3).map(np.array) | st.just(kept.get("rope_freqs"))
+    )
     kept.pop("rope_freqs", None)
     try:
         settle(family.config_from_gguf(kept, shapes, freqs))

@@ -139,6 +139,7 @@ def test_canonical_tensors_go_through_a_gguf_file(variant: Variant, dtype: str, 
     for name, array in opened.tensors.items():
         assert bits(again.tensors[name]) == bits(stored_in_gguf(array)), name
     for ours, theirs in zip(config.layers, again.config.layers, strict=True):
+        assert theirs.window == ours.window
         frequencies = theirs.rope.frequencies(config.head_dim)
         np.testing.assert_allclose(frequencies, ours.rope.frequencies(config.head_dim), rtol=3e-7)
     assert again.config.replace(pattern=()) == config.replace(pattern=())
@@ -316,7 +317,10 @@ def test_the_text_half_of_a_multimodal_gemma(text: str, vision: tuple[str, ...],
 def test_a_stored_copy_of_tied_embeddings_is_ignored(name: str, copy: str, saved: Any) -> None:
     arrays, config, family = stored_of(saved, name)
     arrays.pop("lm_head.weight", None)
-    same(canonical_of(arrays | {copy: np.zeros((96, 48), np.float32)}, config, family), canonical_of(arrays, config, family))
+    same(
+        canonical_of(arrays | {copy: np.zeros((96, 48), np.float32)}, config, family),
+        canonical_of(arrays, config, family),
+    )
 
 
 def test_a_head_that_is_not_tied_is_needed(saved: Any) -> None:
@@ -383,7 +387,9 @@ def test_a_long_list_of_problems_is_cut() -> None:
 
 @pytest.mark.parametrize("name", ["Falcon 40B", "GPT-NeoX, Pythia, oasst-sft"])
 @pytest.mark.parametrize("shape", [(48, 96), (1, 96 * 48), (97, 48), (96, 48, 1)])
-def test_fused_tensors_of_another_shape_are_refused_from_the_header(name: str, shape: tuple[int, ...], saved: Any) -> None:
+def test_fused_tensors_of_another_shape_are_refused_from_the_header(
+    name: str, shape: tuple[int, ...], saved: Any
+) -> None:
     arrays, config, family = stored_of(saved, name)
     (fused,) = [n for n in arrays if n.endswith("query_key_value.weight") and ".0." in n]
     want = arrays[fused].shape

@@ -286,7 +286,9 @@ def test_what_we_write_as_gguf_we_read(name: str) -> None:
 def test_rope_scaling_goes_through_gguf(scaling: Any) -> None:
     family, config = read(variant_json("Llama 3"))
     layer = config.pattern[0]
-    config = config.replace(pattern=(dataclasses.replace(layer, rope=dataclasses.replace(layer.rope, scaling=scaling)),))
+    config = config.replace(
+        pattern=(dataclasses.replace(layer, rope=dataclasses.replace(layer.rope, scaling=scaling)),)
+    )
     back = through_gguf(family, config).pattern[0].rope
     np.testing.assert_allclose(back.frequencies(12), config.pattern[0].rope.frequencies(12), rtol=3e-7)
     assert back.magnitude == pytest.approx(config.pattern[0].rope.magnitude, rel=1e-6)

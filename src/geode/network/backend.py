@@ -39,6 +39,9 @@ def select(on: str) -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         with _quiet_stderr():
             import keras  # noqa: F401
+            import tensorflow as tf
+
+            tf.config.list_physical_devices()
         logging.getLogger("tensorflow").setLevel(logging.ERROR)  # a retrace for each new shape is what we mean
 
 
