@@ -15,6 +15,7 @@ test: $(VENV)/.test
 check: test
 
 docs: $(VENV)/.test
+	$(BIN)/python scripts/docs
 	GEODE_WRITE_DOCS=1 $(BIN)/python -m pytest tests/test_parity.py -q
 
 clean:

@@ -3,7 +3,8 @@
     python benchmarks/generate.py                                  # all pairs, float32
     python benchmarks/generate.py --dtype bfloat16 --rounds 5 --only jax
 
-The network is a Gemma 1 of Gemma 3 270M's size, with random weights (keras-hub runs no Gemma 3 without its preprocessor). Contestants run in turn, each in a process of its own, so a slow spell
+The network is a Gemma 1 of Gemma 3 270M's size, with random weights (keras-hub 0.32 runs no Gemma 3 without its
+preprocessor). Contestants run in turn, each in a process of its own, so a slow spell
 of the machine meets all of them; the ratio is taken round by round and its median is what counts. Decode speed is
 (time for N tokens - time for 1 token) / (N - 1), so prompt processing and compilation are not in it.
 Needs keras-hub and transformers beside Geode: pip install keras-hub transformers
@@ -132,7 +133,9 @@ def main() -> None:
     if args.one:
         print(json.dumps(one(args.one, args.only, args.dtype)))
         return
-    print(f"{'framework':<11}{'peer':<14}{'geode tok/s':>12}{'peer tok/s':>12}{'ratio':>8}{'to reach':>10}{'peak MB':>18}")
+    print(
+        f"{'framework':<11}{'peer':<14}{'geode tok/s':>12}{'peer tok/s':>12}{'ratio':>8}{'to reach':>10}{'peak MB':>18}"
+    )
     for on, peer, goal in PAIRS:
         if args.only in (None, on):
             rounds = [(apart("geode", on, args.dtype), apart(peer, on, args.dtype)) for _ in range(args.rounds)]

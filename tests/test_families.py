@@ -153,6 +153,28 @@ def test_the_soft_caps_of_gemma_2_are_there_unless_null() -> None:
     assert (off.attn_softcap, off.final_softcap) == (None, None)
 
 
+def test_gemma_3_settings_that_a_file_leaves_out_are_those_of_transformers() -> None:
+    values = PUBLISHED["gemma-3-1b"][1]
+    fewer = {k: v for k, v in values.items() if k not in ("sliding_window", "rope_local_base_freq", "rope_theta")}
+    layers = read(fewer)[1].layers
+    assert (layers[0].window, layers[0].rope.theta, layers[5].rope.theta) == (4096, 1e4, 1e6)
+    for sliding, theta in (({"rope_type": "default"}, 1e4), ({"rope_theta": 3e4}, 3e4)):
+        nested = {"full_attention": {"rope_theta": 2e6}, "sliding_attention": sliding}
+        layers = read(fewer | {"rope_parameters": nested})[1].layers
+        assert (layers[0].rope.theta, layers[5].rope.theta) == (theta, 2e6)
+
+
+def test_gemma_3_reads_its_pattern() -> None:
+    layers = read(PUBLISHED["gemma-3-1b"][1] | {"sliding_window_pattern": 4})[1].layers
+    assert [i for i, layer in enumerate(layers) if layer.window is None] == [3, 7, 11, 15, 19, 23]
+
+
+def test_the_base_of_windowed_layers_goes_through_gguf() -> None:
+    family, config = read(PUBLISHED["gemma-3-1b"][1] | {"rope_local_base_freq": 20_000.0})
+    assert config.layers[0].rope.theta == 20_000.0
+    assert through_gguf(family, config) == config
+
+
 def test_mistral_has_its_window_unless_null() -> None:
     values = {k: v for k, v in PUBLISHED["mistral-7b-v0.2"][1].items() if k != "sliding_window"}
     assert read(values)[1].pattern[0].window == 4096  # the default of transformers' class
@@ -190,6 +212,11 @@ def test_qwen_has_no_windows_and_biases_on_queries_keys_values_only() -> None:
     config = published("qwen2-7b")
     assert {layer.window for layer in config.layers} == {None}
     assert (config.qkv_bias, config.out_bias, config.ffn_bias) == (True, False, False)
+
+
+def test_qwen_can_have_windows_on_its_upper_layers() -> None:
+    values = PUBLISHED["qwen2-0.5b"][1] | {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 20}
+    assert [layer.window for layer in read(values)[1].layers] == [None] * 20 + [64] * 4
 
 
 def test_only_the_20b_neox_has_the_tanh_formula() -> None:

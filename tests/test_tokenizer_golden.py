@@ -37,7 +37,7 @@ def assert_equal(ours: Tokenizer, theirs: Callable[[str], list[int]], texts: lis
 # llama.cpp's own cases
 
 VOCABULARIES = (
-    "command-r deepseek-coder falcon gpt-2 llama-bpe llama-spm mpt phi-3 qwen2 qwen35 refact starcoder".split()  # noqa: SIM905
+    "command-r deepseek-coder falcon gpt-2 llama-bpe llama-spm mpt phi-3 qwen2 qwen35 refact starcoder".split()
 )
 
 

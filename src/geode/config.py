@@ -114,7 +114,9 @@ class Rope:
         exponent = np.arange(0, dims, 2, dtype=np.float32) / np.float32(dims)
         # The power in double and its inverse in single: what a correctly rounded float32 power gives.
         inverse = np.float32(1.0) / np.power(np.float64(self.theta), exponent.astype(np.float64)).astype(np.float32)
-        return inverse if self.scaling is None else self.scaling.apply(inverse, self, dims).astype(np.float32)
+        if self.scaling is not None:
+            inverse = self.scaling.apply(inverse, self, dims)
+        return np.asarray(inverse, np.float32)
 
     @property
     def magnitude(self) -> float:
@@ -180,7 +182,7 @@ class Config:
     @property
     def scale(self) -> float:
         """Multiplier of every query-key product."""
-        return (self.query_scalar or self.head_dim) ** -0.5
+        return float((self.query_scalar or self.head_dim) ** -0.5)
 
     @property
     def layers(self) -> tuple[Attn, ...]:

@@ -100,16 +100,17 @@ def _shortest(value: Any) -> Any:
 # What training, saving and generation code leaves in config.json and no network's mathematics depends on.
 HARMLESS_HF_KEYS = frozenset(
     """
-    architectures model_type transformers_version torch_dtype dtype use_cache auto_map _name_or_path _attn_implementation
-    _attn_implementation_autoset attn_implementation cache_implementation initializer_range attention_dropout
-    hidden_dropout classifier_dropout resid_pdrop embd_pdrop bos_token_id eos_token_id pad_token_id unk_token_id
-    sep_token_id decoder_start_token_id id2label label2id num_labels is_decoder is_encoder_decoder output_attentions
-    output_hidden_states return_dict problem_type chunk_size_feed_forward pretraining_tp torchscript gradient_checkpointing
-    use_bfloat16 tie_encoder_decoder cross_attention_hidden_size add_cross_attention pruned_heads finetuning_task
-    tokenizer_class prefix task_specific_params unsloth_version unsloth_fixed max_length min_length do_sample num_beams
-    temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size num_return_sequences
-    early_stopping bad_words_ids suppress_tokens begin_suppress_tokens forced_bos_token_id forced_eos_token_id
-    remove_invalid_values exponential_decay_length_penalty diversity_penalty num_beam_groups encoder_no_repeat_ngram_size
+    architectures model_type transformers_version torch_dtype dtype use_cache auto_map _name_or_path
+    _attn_implementation _attn_implementation_autoset attn_implementation cache_implementation initializer_range
+    attention_dropout hidden_dropout classifier_dropout resid_pdrop embd_pdrop bos_token_id eos_token_id
+    pad_token_id unk_token_id sep_token_id decoder_start_token_id id2label label2id num_labels is_decoder
+    is_encoder_decoder output_attentions output_hidden_states return_dict problem_type chunk_size_feed_forward
+    pretraining_tp torchscript gradient_checkpointing use_bfloat16 tie_encoder_decoder cross_attention_hidden_size
+    add_cross_attention pruned_heads finetuning_task tokenizer_class prefix task_specific_params unsloth_version
+    unsloth_fixed max_length min_length do_sample num_beams temperature top_k top_p typical_p repetition_penalty
+    length_penalty no_repeat_ngram_size num_return_sequences early_stopping bad_words_ids suppress_tokens
+    begin_suppress_tokens forced_bos_token_id forced_eos_token_id remove_invalid_values
+    exponential_decay_length_penalty diversity_penalty num_beam_groups encoder_no_repeat_ngram_size
     return_dict_in_generate output_scores tf_legacy_loss rotary transformers.js_config is_llama_config
     attention_probs_dropout_prob hidden_dropout_prob
     """.split()
@@ -123,8 +124,8 @@ ACTIVATIONS |= {"gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh"}
 def _head_dim(draft: keys.Draft) -> int:
     if draft["width"] % draft["heads"]:
         raise ConfigError(
-            f"{draft['width']} channels cannot be cut into {draft['heads']} heads evenly, and no key gives the width of "
-            "a head."
+            f"{draft['width']} channels cannot be cut into {draft['heads']} heads evenly, and no key gives "
+            "the width of a head."
         )
     return int(draft["width"] // draft["heads"])
 
@@ -247,7 +248,7 @@ _GEMMA_ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu_tanh", "ge
 _GEMMA_KEYS = (
     Key("head_dim", "head_dim", 256),
     Key("tie_word_embeddings", "tied", True),
-    Fixed("use_bidirectional_attention", (False, None), written=False),
+    Fixed("use_bidirectional_attention", (False,), written=False),
 )
 _GEMMA_ACTIVATION = Key(
     "hidden_activation", "activation", lambda draft: draft.get("activation", "gelu_tanh"), _GEMMA_ACTIVATIONS
@@ -285,7 +286,7 @@ _GEMMA2_HF_KEYS = keys.override(
     tuple(part for part in LLAMA_KEYS if getattr(part, "theirs", "") not in ("hidden_act", "mlp_bias")),
     # From here on "gelu" means what it says, and hidden_act, which the files still have, means nothing.
     Key("hidden_activation", "activation", "gelu_tanh", ACTIVATIONS),
-    Fixed("hidden_act", (None, *_GEMMA_ACTIVATIONS), written=False),
+    Fixed("hidden_act", tuple(_GEMMA_ACTIVATIONS), written=False),
     *_GEMMA_KEYS,
     Key("query_pre_attn_scalar", "query_scalar", 256.0, spell=_integer),  # transformers takes no 256.0
     Key("attn_logit_softcapping", "attn_softcap", 50.0, null=None),

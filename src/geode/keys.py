@@ -88,10 +88,7 @@ class Key:
 
     def read(self, source: Source, draft: Draft) -> None:
         value = source.take(self.theirs)
-        if value is None:
-            value = self._default(source, draft)
-        else:
-            value = self._checked(value, source)
+        value = self._default(source, draft) if value is None else self._checked(value, source)
         draft.update(dict.fromkeys(self.fields, value))
 
     def write(self, config: Config, out: dict[str, Any]) -> None:
@@ -124,8 +121,10 @@ class Fixed:
     written: bool = True
 
     def read(self, source: Source, draft: Draft) -> None:
-        value = source.take(self.theirs, self.allowed[0])
-        if value not in self.allowed:
+        value = source.take(self.theirs)
+        if value is None:
+            return
+        if not isinstance(value, str | int | float) or value not in self.allowed:
             known = " or ".join(map(repr, self.allowed))
             raise ConfigError(f"{source.what}: {self.theirs} is {reprlib.repr(value)}; here only {known} is known.")
 

@@ -409,7 +409,7 @@ BACKENDS = ("torch", "jax", "tensorflow")
 DTYPES = ("auto", "float32", "bfloat16")
 
 
-def open(  # noqa: A001
+def open(
     name_or_path: str | Path,
     on: str = "auto",
     dtype: str = "auto",

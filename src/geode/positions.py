@@ -274,7 +274,7 @@ class GgufPositions:
         attention = number("rope.scaling.attn_factor", 1.0)
         if (factors := source.take("rope_freqs")) is not None:
             return _factors(factors, dims, what)
-        if kind not in ("none", "linear", "yarn"):
+        if not isinstance(kind, str) or kind not in ("none", "linear", "yarn"):
             raise ConfigError(f"{what}: rope.scaling.type is {reprlib.repr(kind)}; known are none, linear, yarn.")
         if kind == "yarn":  # llama.cpp multiplies what the paper says; ours takes its place
             warmer = None if attention == 1.0 else attention * _warmth(factor)

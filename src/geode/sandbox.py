@@ -217,7 +217,7 @@ class _Metering(NodeTransformer):
 # The meter's filters
 
 FLAT = frozenset(
-    "attr count d default first items last length list map reject rejectattr reverse select selectattr".split()  # noqa: SIM905
+    "attr count d default first items last length list map reject rejectattr reverse select selectattr".split()
 )
 """Filters that pass the elements of a list on without looking into them."""
 

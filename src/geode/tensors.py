@@ -105,8 +105,8 @@ def _linear(name: str, out: int, width: int, bias: bool) -> dict[str, tuple[int,
 
 
 def _norm_shapes(c: Config, name: str) -> dict[str, tuple[int, ...]]:
-    weight = {f"{name}.weight": (c.width,)} if c.norm.weight else {}
-    return weight | ({f"{name}.bias": (c.width,)} if c.norm.bias else {})
+    kinds = ["weight"] * c.norm.weight + ["bias"] * c.norm.bias
+    return {f"{name}.{kind}": (c.width,) for kind in kinds}
 
 
 def parameters(config: Config) -> int:

@@ -31,14 +31,13 @@ def select(on: str) -> None:
     active = keras.config.backend() if keras is not None else None
     if active not in (None, on):
         raise BackendError(
-            f"This process already runs Keras on {active}, and a process has one backend: {on!r} cannot be had beside it. "
-            f"Load with on={active!r}, or start another process."
+            f"This process already runs Keras on {active}, and a process has one backend: {on!r} cannot be had beside "
+            f"it. Load with on={active!r}, or start another process."
         )
     os.environ["KERAS_BACKEND"] = on
     if on == "tensorflow" and "tensorflow" not in sys.modules:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         with _quiet_stderr():
-            import keras  # noqa: F401
             import tensorflow as tf
 
             tf.config.list_physical_devices()
@@ -127,7 +126,7 @@ def to_numpy(value: Tensor) -> np.ndarray:
     return np.asarray(ops.convert_to_numpy(value))
 
 
-def compile(step: Callable[..., Any], variables: Sequence[Any]) -> Callable[..., Any]:  # noqa: A001
+def compile(step: Callable[..., Any], variables: Sequence[Any]) -> Callable[..., Any]:
     """`step(cache, *arrays)` made fast: traced once for each combination of shapes where the framework compiles.
 
     `cache` is given away: the caller must use the one that comes back.
@@ -194,16 +193,17 @@ def linear(x: Tensor, weight_ED: Tensor, bias_E: Tensor | None) -> Tensor:
         return _linear_torch(x, weight_ED, bias_E)
     from keras import ops
 
-    if name() == "jax":
-        y = _matmul_jax(x, weight_ED)
-    else:
-        y = ops.matmul(x, ops.transpose(weight_ED))
+    y = _matmul_jax(x, weight_ED) if name() == "jax" else ops.matmul(x, ops.transpose(weight_ED))
     return y if bias_E is None else ops.add(y, bias_E)
 
 
 def _matmul_jax(x: Tensor, weight_ED: Tensor) -> Tensor:
-    """x · weightᵀ. XLA's CPU compiler multiplies bfloat16 matrices at a tenth of the memory's speed; widened to float32,
-    as a sum for one row and as a product for more, it reads them as fast as it can; without the barrier it computes the norm before anew inside every product (dev/LOG.md)."""
+    """x · weightᵀ.
+
+    The barrier keeps XLA's CPU compiler from computing the norm before anew inside every product. bfloat16 matrices it
+    multiplies at a tenth of the memory's speed: widened to float32, as a sum for one row and as a product for more, it
+    reads them as fast as it can (dev/LOG.md).
+    """
     import jax
 
     x = jax.lax.optimization_barrier(x)

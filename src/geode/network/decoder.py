@@ -2,8 +2,10 @@
 
     tokens ─ embedding ─ block ─ block ─ … ─ norm ─ head ─ logits
 
-    block, sandwich shown        x ─┬─ attn_norm ─ attention ─ post_attention_norm ─ + ─┬─ ffn_norm ─ ffn ─ post_ffw_norm ─ + ─
-    (others leave norms out)        └───────────────────────────────────────────────┘ └───────────────────────────────┘
+    a sandwich block; others leave norms out, a parallel one adds both halves to the same x
+
+      x ─┬─ attn_norm ─ attention ─ post_attention_norm ─ + ─┬─ ffn_norm ─ ffn ─ post_ffw_norm ─ + ─
+         └────────────────────────────────────────────────┘  └───────────────────────────────────┘
 
 Shape letters: B batch, T tokens, D model, N query heads, K key/value heads, H head size, F ffn, S slots, V vocabulary.
 """
@@ -33,7 +35,9 @@ ACTIVATIONS = {
 class View:
     """What all layers of one forward share: rotations and masks, one for each kind of layer, and slots to write."""
 
-    def __init__(self, config: Config, positions_BT: Tensor, segments_BT: Tensor | None, cache: Cache | None, used: int):
+    def __init__(
+        self, config: Config, positions_BT: Tensor, segments_BT: Tensor | None, cache: Cache | None, used: int
+    ):
         self.groups = windows(config)
         self.rotations = {a.rope: rotation(a.rope, config.head_dim, positions_BT) for a in config.pattern}
         self.slots: list[Tensor] = []
@@ -68,9 +72,8 @@ class Attention(Part):
         self.attn_v = Linear(store, f"{name}.attn_v")
         self.attn_output = Linear(store, f"{name}.attn_output")
         if config.qk_norm != "none":
-            kind = config.norm if config.qk_norm != "per_head" else config.norm
-            self.attn_q_norm = Norm(store, f"{name}.attn_q_norm", kind)
-            self.attn_k_norm = Norm(store, f"{name}.attn_k_norm", kind)
+            self.attn_q_norm = Norm(store, f"{name}.attn_q_norm", config.norm)
+            self.attn_k_norm = Norm(store, f"{name}.attn_k_norm", config.norm)
 
     def call(self, x_BTD: Tensor, view: View, kept: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Any]:
         c = self.config

@@ -21,9 +21,7 @@ BUCKETS = (1, 16, 64, 256)  # lengths of a chunk that are compiled; the last is 
 SMALLEST = 256  # tokens that a new cache holds at least
 
 
-def open(  # noqa: A001
-    config: Config, tensors: Tensors, on: str, dtype: str = "auto", threads: int | None = None
-) -> Executor:
+def open(config: Config, tensors: Tensors, on: str, dtype: str = "auto", threads: int | None = None) -> Executor:
     """A network on one framework. dtype "auto" is float32 on a CPU, bfloat16 on an accelerator.
 
     Raises BackendError when this process already runs another framework.

@@ -31,7 +31,10 @@ class Store:
 
 
 class Part(keras.layers.Layer):
-    """A Keras layer for its weights' sake, called directly: Keras's bookkeeping around `call` costs more than a norm."""
+    """A Keras layer for its weights' sake, called directly: Keras's bookkeeping around `call` costs more than a norm.
+
+    It knows no masks, no autocasting, no symbolic building.
+    """
 
     def __init__(self, **options: Any):
         super().__init__(**options)

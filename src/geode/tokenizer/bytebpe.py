@@ -59,7 +59,7 @@ class ByteBPE(Tokenizer):
         self._added_tokens = dict(added or {})
         self._remembered = lru_cache(WORDS_KEPT)(self._word)
 
-    def _plain(self, text: str, after: int | None = None) -> list[int]:  # noqa: ARG002
+    def _plain(self, text: str, after: int | None = None) -> list[int]:
         ids: list[int] = []
         for part in self._added.split(text):
             if isinstance(part, int):

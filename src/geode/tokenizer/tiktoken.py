@@ -23,7 +23,7 @@ def _numbered(start: int, texts: Iterable[str]) -> dict[str, int]:
 
 
 # llama-models, models/llama3/tokenizer.py, with the names that the Llama 3.1 release gives to reserved places
-_LLAMA3 = (  # noqa: SIM905
+_LLAMA3 = (
     "<|begin_of_text|> <|end_of_text|> <|reserved_special_token_0|> <|reserved_special_token_1|> "
     "<|finetune_right_pad_id|> <|reserved_special_token_2|> <|start_header_id|> <|end_header_id|> <|eom_id|> "
     "<|eot_id|> <|python_tag|>"
@@ -37,7 +37,7 @@ KNOWN: dict[int, tuple[str, dict[str, int], str | None, str]] = {
 """By number of ranks: pattern, control tokens, BOS that is added, EOS. The file itself holds none of these."""
 
 # mistral-common, tokens/tokenizers/tekken.py: files of before 2024-11 do not list their control tokens
-_TEKKEN = (  # noqa: SIM905
+_TEKKEN = (
     "<unk> <s> </s> [INST] [/INST] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] [TOOL_RESULTS] [/TOOL_RESULTS] [TOOL_CALLS] "
     "[IMG] <pad> [IMG_BREAK] [IMG_END] [PREFIX] [MIDDLE] [SUFFIX] [SYSTEM_PROMPT] [/SYSTEM_PROMPT] [TOOL_CONTENT]"
 ).split()
