@@ -122,7 +122,8 @@ class Executor:
     def _head(self) -> Any:
         """Logits of hidden states. A program of its own: in one with the embedding, XLA's CPU compiler would widen a
         tied bfloat16 table for both on every step."""
-        return backend.compile(lambda nothing, h: (self.decoder.head(h), nothing), self.decoder.variables)
+        last = self.decoder.unembed or self.decoder.token_embd
+        return backend.compile(lambda nothing, h: (self.decoder.head(h), nothing), last.variables)
 
     def _hidden(self, cache: Any, tokens: Any, positions: Any) -> Any:
         used = 1 << 30 if backend.is_compiled() else self._used
