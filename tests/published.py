@@ -117,6 +117,10 @@ QWEN2 = _hf("qwen2", "Qwen2ForCausalLM", attention_dropout=0.0, bos_token_id=151
             sliding_window=32768, tie_word_embeddings=False, transformers_version="4.37.0", use_sliding_window=False,
             vocab_size=151936)  # fmt: skip
 TIED = {"tie_word_embeddings": True}
+QWEN3 = _hf("qwen3", "Qwen3ForCausalLM", attention_bias=False, attention_dropout=0.0, bos_token_id=151643,
+            eos_token_id=151645, head_dim=128, hidden_act="silu", max_position_embeddings=40960, rms_norm_eps=1e-06,
+            rope_scaling=None, rope_theta=1000000, sliding_window=None, transformers_version="4.51.0", use_cache=True,
+            use_sliding_window=False, vocab_size=151936)  # fmt: skip
 LONG = {"max_position_embeddings": 131072, "sliding_window": 131072}
 
 NEOX = _hf("gpt_neox", "GPTNeoXForCausalLM", bos_token_id=0, eos_token_id=0, hidden_act="gelu", layer_norm_eps=1e-05,
@@ -202,6 +206,7 @@ PUBLISHED: dict[str, tuple[int, Json]] = {
                                                                  use_mrope=False)),
     "qwen2.5-7b": (7_615_616_512, QWEN2 | LONG | _sizes(3584, 18944, 28, 28, 4, max_window_layers=28, use_mrope=False,
                                                         vocab_size=152064)),
+    "qwen3-0.6b": (596_049_920, QWEN3 | TIED | _sizes(1024, 3072, 28, 16, 8, max_window_layers=28)),
     "pythia-70m": (70_426_624, NEOX | _sizes(512, 2048, 6, 8)),
     "pythia-160m": (162_322_944, NEOX | _sizes(768, 3072, 12, 12)),
     "pythia-410m": (405_334_016, NEOX | _sizes(1024, 4096, 24, 16)),

@@ -96,6 +96,7 @@ VARIANTS = (
     Variant("Qwen 2, 2.5", "Qwen2Config", GQA | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
     Variant("Qwen 2, windows and YaRN", "Qwen2Config", GQA | {"rope_parameters": YARN}
             | {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}),
+    Variant("Qwen 3", "Qwen3Config", GQA | WIDE),
     Variant("GPT-NeoX, Pythia, oasst-sft", "GPTNeoXConfig", PARTIAL | {"use_parallel_residual": True}),
     Variant("Pythia, sequential", "GPTNeoXConfig", PARTIAL | {"use_parallel_residual": False}),
 )  # fmt: skip

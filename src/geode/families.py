@@ -572,4 +572,22 @@ QWEN2 = replace(
     chat=(("", "qwen"),),
 )
 
-FAMILIES: tuple[Family, ...] = (LLAMA, MISTRAL, GEMMA, GEMMA2, GEMMA3, FALCON, NEOX, OLMO, OLMO2, STABLELM, QWEN2)
+# No biases, each head of queries and keys normed, heads 128 wide: transformers models/qwen3/modeling_qwen3.py
+QWEN3 = replace(
+    QWEN2,
+    name="qwen3",
+    hf_types=("qwen3",),
+    hf_class="Qwen3ForCausalLM",
+    gguf_arch="qwen3",
+    constants={**LLAMA.constants, "qk_norm": "shared"},
+    hf_keys=keys.override(
+        QWEN2.hf_keys,
+        Key("head_dim", "head_dim", 128),
+        Key("attention_bias", ("qkv_bias", "out_bias"), False),
+    ),
+    chat=(("", "chatml"),),
+)
+
+FAMILIES: tuple[Family, ...] = (
+    *(LLAMA, MISTRAL, GEMMA, GEMMA2, GEMMA3, FALCON, NEOX, OLMO, OLMO2, STABLELM, QWEN2, QWEN3),
+)
