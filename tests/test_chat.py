@@ -64,7 +64,7 @@ FORMATS = {
     "oasst": "<|system|>S</s><|prompter|>Hi</s><|assistant|>Yo</s><|prompter|>Bye</s><|assistant|>",
     "plain": "<s>S\n\nHi\n\nYo\n\nBye\n\n",
 }
-FORMATS |= {"qwen": FORMATS["chatml"], "smollm": FORMATS["chatml"]}
+FORMATS |= {"qwen": FORMATS["chatml"]}
 
 
 def test_every_builtin_format_is_tested_here() -> None:
@@ -90,10 +90,6 @@ def test_builtin_formats(name: str) -> None:
     [
         ("chatml", ""),
         ("qwen", "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"),
-        (
-            "smollm",
-            "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n",
-        ),
     ],
 )
 def test_default_system_text(name: str, text: str) -> None:

@@ -80,7 +80,7 @@ class Yarn:
         low, high = max(low, 0), min(high, dims - 1)
         span = (high - low) or 0.001
         ramp = np.clip((np.arange(dims // 2, dtype=np.float32) - low) / span, 0, 1)
-        return (inverse / self.factor * ramp + inverse * (1 - ramp)).astype(np.float32)
+        return np.asarray(inverse / self.factor * ramp + inverse * (1 - ramp), np.float32)
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ class MissingExtra(BackendError):
     def __init__(self, package: str, extra: str, purpose: str):
         super().__init__(
             f"{purpose} needs the package '{package}', which is not installed. "
-            f"Install it with: pip install 'geode[{extra}]'"
+            f"Install it with: pip install 'geode[{extra}]' (in a checkout: pip install -e '.[{extra}]')"
         )
 
 

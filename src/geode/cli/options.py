@@ -43,7 +43,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "model", metavar="MODEL", help="a name (geode list), hf:owner/repo, a .gguf file or a directory"
     )
     group = parser.add_argument_group("how the model is opened")
-    group.add_argument("--on", default="auto", metavar="BACKEND", help="native, jax, torch, tensorflow or auto")
+    group.add_argument("--on", default="auto", metavar="BACKEND", help="torch, jax, tensorflow or auto")
     group.add_argument("--dtype", default="auto", help="float32, bfloat16 or auto")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     group.add_argument("--check", action="store_true", help="refuse weights that are not finite numbers")

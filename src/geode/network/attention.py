@@ -53,7 +53,7 @@ def visible(
 def attend(
     q_BTNH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, mask_BTS: Tensor, scale: float, softcap: float | None
 ) -> Tensor:
-    """Attention of N query heads over K key/value heads: (B, T, N·H). Scores and softmax in float32."""
+    """Attention of N query heads over K key/value heads: (B, T, N·H). Soft-cap and softmax in float32."""
     b, t, n, h = q_BTNH.shape
     kv = k_BKSH.shape[1]
     group = n // kv
