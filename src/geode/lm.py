@@ -436,12 +436,12 @@ def open(
 
     found = checkpoint.open(hub.resolve(name_or_path))
     _check_memory(found.config, dtype)
+    text = (found.tokenizer, _template(found), found.ends)  # what is damaged here should be told before weights load
     if check:
         _check_finite(found)
     from .network import executor
 
-    opened = executor.open(found.config, found.tensors, on=backend, dtype=dtype, threads=threads)
-    return Local(opened, found.tokenizer, _template(found), found.ends)
+    return Local(executor.open(found.config, found.tensors, on=backend, dtype=dtype, threads=threads), *text)
 
 
 def _backend(on: str) -> str:
