@@ -45,6 +45,18 @@ def grown(lm: geode.Local) -> float:
     return worst
 
 
+def overtaken(lm: geode.Local) -> dict[str, float]:
+    """A batch in which one row fills its context while another goes on, against the other's full forward."""
+    ids, context = list(range(3, 23)), lm.context
+    full = lm.logits(ids)
+    state, _ = lm.executor.prefill([[5] * (context - 1), ids[:10]], room=10)
+    worst = 0.0
+    for i in range(10, 20):
+        state, logits = lm.executor.step(state, [5, ids[i]])
+        worst = max(worst, distance(logits[1], full[i]))
+    return {"overtaken": worst, "room": state.room / context}
+
+
 def traces(lm: geode.Local) -> dict[str, int]:
     """How often the forward is traced for prompts of nine lengths and four steps each."""
     decoder, count = lm.executor.decoder, 0
@@ -80,6 +92,7 @@ if __name__ == "__main__":
     found = {
         "packed": packed(lm),
         "grown": grown(lm),
+        **overtaken(lm),
         **traces(geode.load(path, on=on, dtype="float32")),
         "bfloat16": distance(fine, coarse) / float(fine.std()),
         "bfloat16_batch": distance(rough.executor.prefill([ids, ids[:9]], 0)[1][1], coarse[8]) / float(fine.std()),

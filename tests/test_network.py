@@ -32,6 +32,12 @@ def test_a_cache_that_grows_loses_nothing(found: Callable, on: str) -> None:
     assert found(on)["grown"] < 1e-4
 
 
+@pytest.mark.parametrize("on", FRAMEWORKS)
+def test_a_full_row_does_not_hold_up_the_others(found: Callable, on: str) -> None:
+    assert found(on)["overtaken"] < 1e-4
+    assert found(on)["room"] == 1, "the cache never grows beyond the context"
+
+
 @pytest.mark.parametrize("on", ["jax", "tensorflow"])
 def test_no_compilation_for_each_prompt_length(found: Callable, on: str) -> None:
     assert found(on)["traces"] == 2, "one for the bucket of the prompts, one for the step"

@@ -107,13 +107,13 @@ def tensor(array: np.ndarray, dtype: str) -> Tensor:
     """A float32 array as a tensor of `dtype`."""
     from keras import ops
 
-    if name() == "torch":
-        import torch
-        from keras.src.backend.torch.core import get_device
+    own = array if array.flags.writeable and array.flags.c_contiguous else array.copy()  # not the file's own pages
+    return cast(ops.convert_to_tensor(own), dtype)
 
-        own = array if array.flags.writeable and array.flags.c_contiguous else array.copy()  # not the file's own pages
-        return torch.from_numpy(own).to(get_device()).to(getattr(torch, dtype))
-    return ops.cast(ops.convert_to_tensor(array), dtype)
+
+def highest(positions_BT: Tensor) -> int | None:
+    """The largest position, where shapes may follow it from step to step; None where they are compiled."""
+    return None if is_compiled() else int(positions_BT.max())
 
 
 def to_numpy(value: Tensor) -> np.ndarray:
@@ -148,10 +148,11 @@ def _compile_jax(step: Callable[..., Any], variables: Sequence[Any]) -> Callable
 
 def _compile_torch(step: Callable[..., Any], variables: Sequence[Any]) -> Callable[..., Any]:
     import torch
+    from keras import ops
 
     def run(cache: Any, *arrays: np.ndarray) -> Any:
         with torch.inference_mode():
-            return step(cache, *(torch.as_tensor(array) for array in arrays))
+            return step(cache, *(ops.convert_to_tensor(array) for array in arrays))  # on the device of the weights
 
     return run
 

@@ -35,15 +35,15 @@ ACTIVATIONS = {
 class View:
     """What all layers of one forward share: rotations and masks, one for each kind of layer, and slots to write."""
 
-    def __init__(
-        self, config: Config, positions_BT: Tensor, segments_BT: Tensor | None, cache: Cache | None, used: int
-    ):
+    def __init__(self, config: Config, positions_BT: Tensor, segments_BT: Tensor | None, cache: Cache | None):
         self.groups = windows(config)
         self.rotations = {a.rope: rotation(a.rope, config.head_dim, positions_BT) for a in config.pattern}
         self.slots: list[Tensor] = []
         self.kept: list[Tensor] = []  # positions of the keys
-        self.used = used  # slots to look at; fewer than there are only where shapes may change from step to step
+        self.used: int | None = None  # slots that hold anything; None means all must be looked at
         if cache is not None:
+            highest = backend.highest(positions_BT)
+            self.used = None if highest is None else highest + 1
             self.slots = [slots_of(positions_BT, kept.shape[1]) for kept in cache.positions]
             self.kept = [
                 write_positions(kept, positions_BT, slots)
@@ -55,7 +55,7 @@ class View:
 
     def seen(self, kept: Tensor, axis: int) -> Tensor:
         """The slots of `kept` that can hold anything."""
-        if self.used >= kept.shape[axis]:
+        if self.used is None or self.used >= kept.shape[axis]:
             return kept
         return kept[(slice(None),) * axis + (slice(0, self.used),)]
 
@@ -175,13 +175,12 @@ class Decoder(keras.Model):
         positions_BT: Tensor | None = None,
         segments_BT: Tensor | None = None,
         cache: Cache | None = None,
-        used: int = 1 << 30,
     ) -> tuple[Tensor, Cache | None]:
-        """The normed last hidden state (B, T, D): all but the head. `used`: slots of the cache that hold anything."""
+        """The normed last hidden state (B, T, D): all but the head."""
         if positions_BT is None:
             b, t = tokens_BT.shape
             positions_BT = ops.broadcast_to(ops.arange(t, dtype="int32")[None], (b, t))
-        view = View(self.config, positions_BT, segments_BT, cache, used)
+        view = View(self.config, positions_BT, segments_BT, cache)
         x = self.token_embd(tokens_BT)
         kept: list[Any] = []
         for i, block in enumerate(self.blk):

@@ -64,7 +64,8 @@ class Executor:
     def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[State, np.ndarray]:
         """Logits (B, V) after each prompt's last token, and the state to go on from."""
         longest = max(len(prompt) for prompt in prompts)
-        state = self._begin(len(prompts), longest + min(room, SMALLEST))
+        most = max(longest, self.config.context)
+        state = self._begin(len(prompts), min(longest + min(room, SMALLEST), most))
         state.lengths = [len(prompt) for prompt in prompts]
         result = np.empty((len(prompts), self.config.vocab), np.float32)
         for tokens, positions, _ in _chunks([list(prompt) for prompt in prompts]):
@@ -76,9 +77,10 @@ class Executor:
         return state, result
 
     def step(self, state: State, tokens: Sequence[int]) -> tuple[State, np.ndarray]:
-        """One more token for each row -> logits (B, V)."""
-        positions = np.asarray(state.lengths, np.int32)[:, None]
-        state.lengths = [length + 1 for length in state.lengths]
+        """One more token for each row -> logits (B, V). A row whose context is full gets padding and noise."""
+        context = self.config.context
+        positions = np.asarray([n if n < context else -1 for n in state.lengths], np.int32)[:, None]
+        state.lengths = [min(n + 1, context) for n in state.lengths]
         self._make_room(state, max(state.lengths))
         array = np.asarray(tokens, np.int32)[:, None]
         logits = self._run(self._last, state, array, positions, np.zeros(len(tokens), np.int32))
@@ -98,7 +100,6 @@ class Executor:
             state.cache = grow(state.cache, self.config, state.room)
 
     def _run(self, step: Any, state: State, tokens: np.ndarray, positions: np.ndarray, *more: np.ndarray) -> Any:
-        self._used = int(positions.max()) + 1
         hidden, state.cache = step(state.cache, tokens, positions, *more)
         return self._head((), hidden)[0]
 
@@ -126,8 +127,7 @@ class Executor:
         return backend.compile(lambda nothing, h: (self.decoder.head(h), nothing), last.variables)
 
     def _hidden(self, cache: Any, tokens: Any, positions: Any) -> Any:
-        used = 1 << 30 if backend.is_compiled() else self._used
-        return self.decoder.hidden(tokens, positions, None, cache, used)
+        return self.decoder.hidden(tokens, positions, None, cache)
 
 
 def _bucket(tokens: int, context: int) -> int:
