@@ -1,12 +1,17 @@
-"""Block formats against one-number-at-a-time readings of the same bytes, and against ggml's own Python package."""
+"""Block formats against one-number-at-a-time readings of the same bytes, and against ggml's own code and package."""
 
 from __future__ import annotations
+
+import hashlib
 
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
-from geode import quant
+from geode import lattice, quant
 from geode.errors import OptionError, TensorError
 from geode.quant import BLOCKS, QTensor
 
@@ -217,3 +222,165 @@ def test_find_nonfinite_names_the_bad_tensors(monkeypatch: pytest.MonkeyPatch) -
         "eight": np.array([1, np.inf], ml_dtypes.float8_e5m2),
     }
     assert quant.find_nonfinite(tensors) == ["bad", "late", "eight"]
+
+
+# Packing
+
+GGML = {  # the first half of the SHA-256 of what ggml's own quantize_row_*_ref makes of `product()`; error / size
+    "Q8_0": ("346a2f4b98f8c295", 0.0066),
+    "Q4_0": ("91caecbf86919264", 0.1006),
+    "Q4_1": ("04847c784e314c36", 0.0928),
+    "Q5_0": ("7f428cfeeae33fe2", 0.0515),
+    "Q5_1": ("8f2e2a9b0c051c12", 0.0447),
+    "Q2_K": ("fae7c5885e983e42", 0.3532),
+    "Q3_K": ("6401828ce2473004", 0.1676),
+    "Q4_K": ("b7608ffd93542fc6", 0.0851),
+    "Q5_K": ("cd0c7233580313b5", 0.0432),
+    "Q6_K": ("3ac0d04d562dbe54", 0.0215),
+}
+SIMPLE = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
+
+
+def product(seed: int = 7) -> np.ndarray:
+    """Float32 (8, 1024), many small and few large; the same on every machine."""
+    parts = np.random.default_rng(seed).integers(-(1 << 20), 1 << 20, (3, 8, 1024)).astype(np.float64) / (1 << 20)
+    return (parts[0] * parts[1] * parts[2]).astype(np.float32)
+
+
+def rms(x: np.ndarray) -> float:
+    return float(np.sqrt(np.square(x, dtype=np.float64).mean()))
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_bytes_equal_ggmls(kind: str) -> None:
+    x = product()
+    packed = quant.quantize(x, kind)
+    digest, error = GGML[kind]
+    assert rms(packed.dequantize() - x) / rms(x) == pytest.approx(error, abs=1e-4)
+    assert hashlib.sha256(packed.data.tobytes()).hexdigest()[:16] == digest
+
+
+@pytest.mark.parametrize("spread", ["normal", "above zero", "below zero", "bfloat16", "sparse", "constant", "zero"])
+@pytest.mark.parametrize("kind", SIMPLE)
+def test_bytes_equal_the_gguf_package(kind: str, spread: str) -> None:
+    peer = pytest.importorskip("gguf")
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((16, 1024)).astype(np.float32)
+    x = {
+        "normal": x,
+        "above zero": abs(x) + 1,
+        "below zero": -abs(x) - 1,
+        "bfloat16": x.astype(ml_dtypes.bfloat16).astype(np.float32),
+        "sparse": np.where(abs(x) > 2, x, np.float32(0)),
+        "constant": np.full_like(x, -3.25),
+        "zero": np.zeros_like(x),
+    }[spread]
+    expected = peer.quants.quantize(x, getattr(peer.GGMLQuantizationType, kind))
+    np.testing.assert_array_equal(quant.quantize(x, kind).data, expected)
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_what_a_block_can_hold_comes_back(kind: str) -> None:
+    from_zero = kind in ("Q4_1", "Q5_1", "Q2_K", "Q4_K", "Q5_K")
+    top = 2 ** (int(kind[1]) - (not from_zero)) - 1
+    low = 0 if from_zero else -top if kind == "Q8_0" else -top - 1
+    q = np.random.default_rng(1).integers(low, top + 1, (3, 512)).astype(np.float32)
+    q[:, ::16], q[:, 1::16] = low, top
+    found = quant.quantize(q / 4, kind).dequantize()
+    np.testing.assert_allclose(found, q / 4, atol=top / 4 / 1000)  # scales have eleven bits
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_packing_again_changes_little(kind: str) -> None:
+    once = quant.quantize(product(), kind).dequantize()
+    twice = quant.quantize(once, kind).dequantize()
+    assert rms(twice - once) < 0.5 * rms(once - product())
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_a_block_does_not_know_its_neighbours(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = product()
+    whole = quant.quantize(x, kind).data
+    size, nbytes = BLOCKS[kind].elements, BLOCKS[kind].nbytes
+    alone = [quant.quantize(block, kind).data for block in x.reshape(-1, size)[:6]]
+    np.testing.assert_array_equal(np.concatenate(alone), whole.reshape(-1, nbytes)[:6])
+    monkeypatch.setattr(quant, "PIECE", 768)
+    np.testing.assert_array_equal(quant.quantize(x, kind).data, whole)
+
+
+def test_any_float_type_and_shape_is_packed() -> None:
+    x = product().astype(ml_dtypes.bfloat16)
+    packed = quant.quantize(x.reshape(2, 4, 1024), "Q4_K")
+    assert packed.shape == (2, 4, 1024)
+    np.testing.assert_array_equal(packed.data, quant.quantize(x.astype(np.float32), "Q4_K").data)
+    tall = x.reshape(256, 32).T
+    np.testing.assert_array_equal(quant.quantize(tall, "Q4_K").data, quant.quantize(tall.copy(), "Q4_K").data)
+    assert quant.quantize(np.zeros((0, 256), np.float32), "Q6_K").data.shape == (0, 210)
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+@settings(max_examples=25, deadline=None)
+@given(
+    numbers=arrays(np.float32, 32, elements=st.floats(-60000, 60000, width=32)),
+    scale=st.sampled_from([1.0, 1e-3, 2.0**-20, 1e-20, 1e-40]),
+    outlier=st.floats(-60000, 60000, width=32),
+)
+def test_errors_stay_within_a_step(kind: str, numbers: np.ndarray, scale: float, outlier: float) -> None:
+    x = np.tile((numbers * scale).astype(np.float32), (1, 8))
+    x[0, 77] = outlier
+    packed = quant.quantize(x, kind)
+    levels = 2 ** int(kind[1]) - 1
+    widest = max(abs(x).max(), np.ptp(x)) * 2 / levels  # of a block whose scales are its own largest
+    assert abs(packed.dequantize() - x).max() <= widest * 1.1 + 2.5e-4
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_what_is_not_finite_is_not_packed(kind: str, bad: float) -> None:
+    x = product()
+    x[5, 1000] = bad
+    with pytest.raises(TensorError, match="finite"):
+        quant.quantize(x, kind)
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_what_the_scales_cannot_hold_is_not_packed(kind: str) -> None:
+    x = product() * np.float32(3e38)
+    with pytest.raises(TensorError, match="half precision"):
+        quant.quantize(x, kind)
+
+
+def test_rows_of_broken_blocks_are_not_packed() -> None:
+    with pytest.raises(TensorError, match="blocks of 256"):
+        quant.quantize(np.zeros((2, 128), np.float32), "Q4_K")
+    with pytest.raises(TensorError, match="no block type"):
+        quant.quantize(np.zeros((2, 128), np.float32), "F16")
+
+
+# The searches
+
+
+def test_affine_finds_the_line() -> None:
+    q = np.random.default_rng(2).integers(0, 16, (32, 5)).astype(np.float32)
+    q[0], q[1] = 0, 15
+    scale, low = lattice.affine(q / 2 - 3, np.ones_like(q), 15, -1, 20, np.square)
+    np.testing.assert_allclose(scale, 0.5, rtol=1e-5)
+    np.testing.assert_allclose(low, 3, rtol=1e-5)
+
+
+def test_affine_reaches_from_zero() -> None:
+    x = np.linspace(3, 7, 32, dtype=np.float32)[:, None]
+    scale, low = lattice.affine(x, np.ones_like(x), 15, -1, 20, np.square)
+    assert low >= 0
+    assert abs(lattice.nearest((x + low) / scale, 0, 15) * scale - low - x).max() <= scale / 2 * 1.01
+
+
+@pytest.mark.parametrize("search", [lattice.symmetric, lattice.descent])
+def test_weights_decide_whose_error_counts(search: object) -> None:
+    x = np.array([[1.0, 1.0], *[[0.1, 0.1]] * 7, *[[-0.37, -0.37]] * 8], np.float32)
+    weights = np.ones_like(x)
+    weights[8:, 1] = 1e4
+    scale = search(x, weights, 4)
+    nearest = lattice.nearest(x / scale, -4, 3) * scale
+    errors = abs(nearest - x)[8]
+    assert errors[1] < errors[0]

@@ -1,29 +1,23 @@
-"""Block formats: how ggml packs 32 or 256 numbers into a few bytes, and the numbers that those bytes mean.
+"""Packed tensors: rows of blocks of 32 or 256 numbers in a few bytes, as GGUF has them, and the way there and back.
 
-Files, names and layers are not known here: a `QTensor` is rows of bytes, and `BLOCKS` is the definition of each type.
-
-In the drawings a cell is bytes; `f16` is a half-precision number, and `d` the scale of a whole block. A field of a few
-bits is always taken low bits first: of w bytes in a row, first all their lowest fields, then all their next ones, so
-
-    w = 16, 4 bits    byte 0 … 15 = [q0 | q16<<4] [q1 | q17<<4] … [q15 | q31<<4]
-
-The truth is ggml/src/ggml-quants.c (`dequantize_row_*`) and ggml-common.h (`block_*`) in github.com/ggml-org/llama.cpp.
+Files, names and layers are not known here, nor what the bytes of a block mean: `blocks.BLOCKS` is the definition of
+each type.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
+from .blocks import BLOCKS, Block
 from .errors import OptionError, TensorError
 
-Bytes = NDArray[np.uint8]
-Floats = NDArray[np.float32]
+__all__ = ["BLOCKS", "DTYPES", "TYPE_NAMES", "Block", "QTensor", "concatenate", "find_nonfinite", "float_type"]
+__all__ += ["pieces", "quantize", "row_bytes", "to_float32"]
 
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype("<f8"),
@@ -53,15 +47,6 @@ def float_type(name: str) -> np.dtype:
     if name not in ("F64", "F32", "F16", "BF16"):
         raise OptionError(f"Expected a float type, one of F64, F32, F16 and BF16; got {name!r}.")
     return DTYPES[name]
-
-
-@dataclass(frozen=True)
-class Block:
-    """One block format: `unpack` takes uint8 (n, nbytes) and gives float32 (n, elements)."""
-
-    elements: int
-    nbytes: int
-    unpack: Callable[[Bytes], Floats]
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +89,35 @@ class QTensor:
         """The chosen rows, still packed: shape (chosen, last). Leading axes count as one; a plain slice is a view."""
         data = self.data[index]
         return QTensor(self.type, (len(data), self.shape[-1]), data)
+
+
+def quantize(array: np.ndarray, kind: str) -> QTensor:
+    """A float array packed as `kind`, its last axis in blocks; besides the result, a few MB are in use at a time.
+
+    Raises TensorError when the last axis is no whole number of blocks, or a number is not finite or too large for
+    the type's half-precision scales.
+    """
+    rows = math.prod(array.shape[:-1])
+    data = np.empty((rows, row_bytes(kind, array.shape)), np.uint8)
+    block = BLOCKS[kind]
+    numbers, packed = array.reshape(-1, block.elements), data.reshape(-1, block.nbytes)
+    step = PIECE // block.elements
+    for at in range(0, len(numbers), step):
+        piece = numbers[at : at + step].astype(np.float32)
+        with np.errstate(all="ignore"):  # the searches try what cannot be and drop it
+            packed[at : at + step] = block.pack(piece)
+            if not (np.isfinite(piece).all() and np.isfinite(block.unpack(packed[at : at + step])).all()):
+                raise TensorError(_unpackable(kind, piece))
+    return QTensor(kind, array.shape, data)
+
+
+def _unpackable(kind: str, piece: np.ndarray) -> str:
+    if not np.isfinite(piece).all():
+        return f"Only finite numbers can be packed as {kind}; the tensor holds infinities or NaNs. Mend the checkpoint."
+    return (
+        f"{kind} keeps its scales in half precision, up to 65504; the tensor's largest number, "
+        f"{float(np.abs(piece).max()):.4g}, is too large for them. Keep this tensor in a float type."
+    )
 
 
 def row_bytes(kind: str, shape: Sequence[int]) -> int:
@@ -159,162 +173,3 @@ def pieces(array: np.ndarray | QTensor) -> Iterator[np.ndarray]:
 def find_nonfinite(tensors: Mapping[str, np.ndarray | QTensor]) -> list[str]:
     """Names of the tensors that hold an infinity or a NaN; reads every byte, a small piece at a time."""
     return [name for name in tensors if not all(np.isfinite(piece).all() for piece in pieces(tensors[name]))]
-
-
-# The formats. Each takes uint8 (n, bytes of a block) and gives float32 (n, elements).
-
-
-def _half(blocks: Bytes, at: int) -> Floats:
-    """The half-precision number at byte `at` of each block: float32 (n, 1)."""
-    return blocks[:, at : at + 2].view("<f2").astype(np.float32)
-
-
-def _fields(data: Bytes, width: int, bits: int) -> Bytes:
-    """Bytes (n, m) as fields of `bits` (n, m * 8 / bits), in the order that the top of this file draws."""
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
-    spread = data.reshape(len(data), -1, 1, width) >> shifts
-    return (spread & np.uint8((1 << bits) - 1)).reshape(len(data), -1)
-
-
-def _scaled(scales: Floats, q: Floats) -> Floats:
-    """q (n, elements), each run of elements times its own scale (n, runs): float32 (n, runs, run)."""
-    return scales[:, :, None] * q.reshape(*scales.shape, -1)
-
-
-def _q8_0(b: Bytes) -> Floats:
-    """Value = d·q.
-
-    0        2                    34
-    | d f16  | q0 … q31 as int8   |
-    """
-    return _half(b, 0) * b[:, 2:].view(np.int8).astype(np.float32)
-
-
-def _q4_0(b: Bytes) -> Floats:
-    """Value = d·(q - 8).
-
-    0        2                      18
-    | d f16  | 16 B: q, w 16 4 bits |
-    """
-    return _half(b, 0) * (_fields(b[:, 2:], 16, 4).astype(np.float32) - np.float32(8))
-
-
-def _q4_1(b: Bytes) -> Floats:
-    """Value = d·q + m.
-
-    0        2        4                      20
-    | d f16  | m f16  | 16 B: q, w 16 4 bits |
-    """
-    return _half(b, 0) * _fields(b[:, 4:], 16, 4).astype(np.float32) + _half(b, 2)
-
-
-def _five_bits(b: Bytes, at: int) -> Bytes:
-    """Four high bytes then sixteen low ones at byte `at`: uint8 (n, 32) of 0 … 31."""
-    low, high = _fields(b[:, at + 4 :], 16, 4), _fields(b[:, at : at + 4], 1, 1)
-    return low | high << np.uint8(4)
-
-
-def _q5_0(b: Bytes) -> Floats:
-    """Value = d·(q - 16), q = low | high << 4.
-
-    0        2                       6                        22
-    | d f16  | 4 B: high, w 1 1 bit  | 16 B: low, w 16 4 bits |
-    """
-    return _half(b, 0) * (_five_bits(b, 2).astype(np.float32) - np.float32(16))
-
-
-def _q5_1(b: Bytes) -> Floats:
-    """Value = d·q + m, q = low | high << 4.
-
-    0        2        4                       8                        24
-    | d f16  | m f16  | 4 B: high, w 1 1 bit  | 16 B: low, w 16 4 bits |
-    """
-    return _half(b, 0) * _five_bits(b, 4).astype(np.float32) + _half(b, 2)
-
-
-def _q2_k(b: Bytes) -> Floats:
-    """Value = d·s·q - dmin·m; s and m, 4 bits each, for every 16 elements.
-
-    0                       16                     80       82          84
-    | 16 B: each s | m << 4 | 64 B: q, w 32 2 bits | d f16  | dmin f16  |
-    """
-    scales = _half(b, 80) * (b[:, :16] & 15).astype(np.float32)
-    mins = _half(b, 82) * (b[:, :16] >> 4).astype(np.float32)
-    q = _fields(b[:, 16:80], 32, 2).astype(np.float32)
-    return (_scaled(scales, q) - mins[:, :, None]).reshape(-1, 256)
-
-
-def _q3_k(b: Bytes) -> Floats:
-    """Value = d·(s - 32)·(q - 4); q = low | high << 2, and s, 6 bits, for every 16 elements.
-
-    0                         32                       96             108      110
-    | 32 B: high, w 32 1 bit  | 64 B: low, w 32 2 bits | 12 B: s      | d f16  |
-
-    s:  | 8 B: low, w 8 4 bits | 4 B: high, w 4 2 bits |
-    """
-    s = _fields(b[:, 96:104], 8, 4) | _fields(b[:, 104:108], 4, 2) << 4
-    scales = _half(b, 108) * (s.astype(np.float32) - np.float32(32))
-    q = _fields(b[:, 32:96], 32, 2) | _fields(b[:, :32], 32, 1) << 2
-    return _scaled(scales, q.astype(np.float32) - np.float32(4)).reshape(-1, 256)
-
-
-def _scales_and_mins(b: Bytes) -> tuple[Floats, Floats]:
-    """The head that Q4_K and Q5_K share: d·s and dmin·m for every 32 elements, float32 (n, 8) each.
-
-    0        2           4        8        12        16
-    | d f16  | dmin f16  | 4 B: a | 4 B: b | 4 B: c  |      for i in 0 … 3:
-
-    s[i] = a[i] & 63        s[4 + i] = c[i] & 15 | (a[i] >> 6) << 4
-    m[i] = b[i] & 63        m[4 + i] = c[i] >> 4 | (b[i] >> 6) << 4
-    """
-    head, tail, mixed = b[:, 4:8], b[:, 8:12], b[:, 12:16]
-    s = np.concatenate([head & 63, mixed & 15 | head >> 6 << 4], axis=1)
-    m = np.concatenate([tail & 63, mixed >> 4 | tail >> 6 << 4], axis=1)
-    return _half(b, 0) * s.astype(np.float32), _half(b, 2) * m.astype(np.float32)
-
-
-def _q4_k(b: Bytes) -> Floats:
-    """Value = d·s·q - dmin·m.
-
-    0                          16                      144
-    | 16 B: scales and minima  | 128 B: q, w 32 4 bits |
-    """
-    scales, mins = _scales_and_mins(b)
-    q = _fields(b[:, 16:], 32, 4).astype(np.float32)
-    return (_scaled(scales, q) - mins[:, :, None]).reshape(-1, 256)
-
-
-def _q5_k(b: Bytes) -> Floats:
-    """Value = d·s·q - dmin·m, q = low | high << 4.
-
-    0                          16                        48                        176
-    | 16 B: scales and minima  | 32 B: high, w 32 1 bit  | 128 B: low, w 32 4 bits |
-    """
-    scales, mins = _scales_and_mins(b)
-    q = _fields(b[:, 48:], 32, 4) | _fields(b[:, 16:48], 32, 1) << 4
-    return (_scaled(scales, q.astype(np.float32)) - mins[:, :, None]).reshape(-1, 256)
-
-
-def _q6_k(b: Bytes) -> Floats:
-    """Value = d·s·(q - 32), q = low | high << 4; s for every 16 elements.
-
-    0                          128                        192                208      210
-    | 128 B: low, w 64 4 bits  | 64 B: high, w 32 2 bits  | 16 B: s as int8  | d f16  |
-    """
-    scales = _half(b, 208) * b[:, 192:208].view(np.int8).astype(np.float32)
-    q = _fields(b[:, :128], 64, 4) | _fields(b[:, 128:192], 32, 2) << 4
-    return _scaled(scales, q.astype(np.float32) - np.float32(32)).reshape(-1, 256)
-
-
-BLOCKS: dict[str, Block] = {
-    "Q8_0": Block(32, 34, _q8_0),
-    "Q4_0": Block(32, 18, _q4_0),
-    "Q4_1": Block(32, 20, _q4_1),
-    "Q5_0": Block(32, 22, _q5_0),
-    "Q5_1": Block(32, 24, _q5_1),
-    "Q2_K": Block(256, 84, _q2_k),
-    "Q3_K": Block(256, 110, _q3_k),
-    "Q4_K": Block(256, 144, _q4_k),
-    "Q5_K": Block(256, 176, _q5_k),
-    "Q6_K": Block(256, 210, _q6_k),
-}
