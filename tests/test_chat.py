@@ -24,7 +24,11 @@ def tokenizer(*control: str, bos: str | None = "<s>", adds_bos: bool = True) -> 
     ids = {text: 256 + i for i, text in enumerate(dict.fromkeys(["<s>", "</s>", *control]))}
     roles = Roles(bos=ids[bos] if bos else None, eos=ids["</s>"], adds_bos=adds_bos)
     vocab = {each: i for i, each in enumerate(GPT2_ALPHABET)}
-    return ByteBPE(vocab, lambda left, right: None, CUTS["gpt-2"], roles, size=256 + len(ids), control=ids)
+    pieces = [*vocab]
+    cut = CUTS["gpt-2"]
+    return ByteBPE(
+        vocab.get, pieces.__getitem__, lambda left, right: None, cut, roles, size=256 + len(ids), control=ids
+    )
 
 
 GEMMA = tokenizer("<start_of_turn>", "<end_of_turn>")

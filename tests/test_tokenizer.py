@@ -17,6 +17,7 @@ from hard_text import HARD, random_texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from geode import strings
 from geode.errors import ModelNotFound, TokenizerError
 from geode.tokenizer import Tokenizer, from_gguf, from_sentencepiece, from_tiktoken, load
 from geode.tokenizer.base import Matcher
@@ -194,6 +195,30 @@ def test_words_split_only_where_no_piece_spans_them() -> None:
     assert spelt == [">▁<", "a", "▁a", ">▁", "a"]
 
 
+def test_a_newline_and_the_space_after_it_may_be_one_piece() -> None:
+    metadata = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": ["<unk>", "a", "\n", "▁", "\n▁", "▁a"],
+        "tokenizer.ggml.scores": [0, -9, -9, -9, -1, -2],
+        "tokenizer.ggml.token_type": [2, 1, 1, 1, 1, 1],
+        "tokenizer.ggml.add_space_prefix": False,
+        "tokenizer.ggml.bos_token_id": 99,
+    }
+    assert from_gguf(metadata).encode("a\n a a") == [1, 4, 1, 5]
+
+
+def test_pieces_are_found_by_hash_as_by_dict(
+    spm_file: Callable[[bool], Path], bpe_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for metadata in (spm_metadata(spm_file(True), True), bpe_metadata(bpe_folder)):
+        found = []
+        for share in (0, 10**6):  # never a dict, a dict at once
+            monkeypatch.setattr(strings, "SHARE", share)
+            ours = from_gguf(metadata)
+            found.append([ours.encode(text) for text in HARD + CORPUS[:5] + random_texts(100)])
+        assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("source", ["json", "gguf"])
 def test_byte_bpe_equals_tokenizers(bpe_folder: Path, source: str) -> None:
     from tokenizers import Tokenizer as File
@@ -272,6 +297,22 @@ def test_matcher_prefers_the_longest_at_each_place() -> None:
     matcher = Matcher({"\n": 1, "\n\n": 2, "<a>": 3, "": 4})
     assert list(matcher.split("\n\n\nx<<a>")) == [2, 1, "x<", 3]
     assert list(Matcher({}).split("abc")) == ["abc"]
+
+
+@given(text=st.text("ab<\n", max_size=12), tokens=st.sets(st.text("ab<\n", min_size=1, max_size=3), max_size=6))
+@settings(max_examples=200, deadline=None)
+def test_matcher_equals_the_plain_search(text: str, tokens: set[str]) -> None:
+    named = {token: number for number, token in enumerate(sorted(tokens))}
+    found: list[str | int] = []
+    at = between = 0
+    while at < len(text):
+        token = max((each for each in tokens if text.startswith(each, at)), key=len, default=None)
+        if token is None:
+            at += 1
+            continue
+        found += [text[between:at]] * (between < at) + [named[token]]
+        at = between = at + len(token)
+    assert list(Matcher(named).split(text)) == found + [text[between:]] * (between < at)
 
 
 # BOS, control tokens, ends

@@ -12,13 +12,17 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import ChatError
 from .tokenizer import Tokenizer
 from .tokenizer.base import Matcher
 from .tool_calls import parse_tool_calls
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
+    from .sandbox import Program
 
 __all__ = ["ROLES", "Message", "Template", "builtin", "builtins", "parse_tool_calls"]
 
@@ -45,14 +49,20 @@ class Template:
     Messages have a role (system, developer, user, assistant, tool) and a content, a text or a list of
     {"type": "text", "text": …}; an assistant's may have tool_calls. Further keywords go to the template.
     Every method raises ChatError for messages of another shape, and where the template refuses them, in its own words.
+    Without `check` a template is compiled when it is first used: our own are good, and many a run needs none.
     """
 
-    def __init__(self, source: str, tokenizer: Tokenizer):
-        from .sandbox import Program
-
+    def __init__(self, source: str, tokenizer: Tokenizer, check: bool = True):
         self.source = source
         self.tokenizer = tokenizer
-        self._program = Program(source)
+        if check:
+            _ = self._program
+
+    @cached_property
+    def _program(self) -> Program:
+        from .sandbox import Program
+
+        return Program(self.source)
 
     def render(
         self,
@@ -211,14 +221,19 @@ def builtin(name: str) -> str:
     """The source of a format in templates/. Raises ChatError for a name that is not there."""
     if name not in builtins():
         raise ChatError(f"There is no chat format {name!r}; there are {', '.join(builtins())}.")
-    source = (files(__package__) / "templates" / f"{name}.jinja").read_text("utf-8")
+    source = (_folder() / f"{name}.jinja").read_text("utf-8")
     return re.sub(r'{% include "(\w+)" %}\n?', lambda match: builtin(match[1]), source)
 
 
 def builtins() -> list[str]:
     """The names of the formats in templates/."""
-    found = (files(__package__) / "templates").iterdir()
-    return sorted(file.name.removesuffix(".jinja") for file in found if file.name.endswith(".jinja"))
+    return sorted(file.name.removesuffix(".jinja") for file in _folder().iterdir() if file.name.endswith(".jinja"))
+
+
+def _folder() -> Traversable:
+    from importlib.resources import files
+
+    return files(__package__) / "templates"
 
 
 # Messages

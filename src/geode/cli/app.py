@@ -16,7 +16,7 @@ from .. import __version__
 from ..errors import GeodeError
 from .screen import complain
 
-VERBS = ("run", "chat", "pull", "list", "remove", "info", "doctor")
+VERBS = ("run", "chat", "pull", "list", "remove", "info", "perplexity", "bench", "doctor")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,21 +55,22 @@ def _failed(error: Exception, debug: bool) -> int:
 
 def _parse(words: list[str]) -> argparse.Namespace:
     """Options may stand before, between and after a verb's words; argparse's subparsers alone would not take that."""
-    parser, verbs = _parsers()
     at = next((i for i, word in enumerate(words) if not word.startswith("-")), None)
-    if at is not None and words[at] in verbs:
-        return verbs[words[at]].parse_intermixed_args(words[:at] + words[at + 1 :])
+    if at is not None and (verb := words[at]) in VERBS:
+        _, verbs = _parsers((verb,))  # the others are not even imported
+        return verbs[verb].parse_intermixed_args(words[:at] + words[at + 1 :])
+    parser, _ = _parsers(VERBS)
     if not words:
         parser.print_help(sys.stderr)
         raise SystemExit(2)
     return parser.parse_args(words)
 
 
-def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+def _parsers(names: Sequence[str]) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     parser = argparse.ArgumentParser(prog="geode", description="Opens language models: run, tune, judge and ship them.")
     parser.add_argument("--version", action="version", version=f"geode {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", title="verbs", required=True)
-    for name in VERBS:
+    for name in names:
         module = import_module(f".{name}", __package__)
         module.add(verbs)
         verbs.choices[name].set_defaults(main=module.main)

@@ -9,7 +9,6 @@ import contextlib
 import errno
 import math
 import os
-import secrets
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
@@ -80,7 +79,7 @@ class Staging:
     @contextlib.contextmanager
     def open(self, path: Path) -> Iterator[BinaryIO]:
         """A file to write that will be `path`."""
-        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        part = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
         with part.open("xb") as file:
             self._parts[path] = part
             yield file

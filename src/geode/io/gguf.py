@@ -27,9 +27,10 @@ import numpy as np
 
 from ..errors import FormatError, ModelNotFound, OptionError, TensorError
 from ..quant import BLOCKS, DTYPES, QTensor, row_bytes
+from ..strings import StringArray, places
 from ..tensors import Array, Entry, Tensors
 from .files import array_at, entries, map_file, staging, write_tensor
-from .gguf_values import VALUE_TYPES, StringArray, packed_name, packed_value, type_of
+from .gguf_values import VALUE_TYPES, packed_name, packed_value, type_of
 
 __all__ = ["GGUF", "TENSOR_TYPES", "VALUE_TYPES", "StringArray", "read", "write"]
 
@@ -168,23 +169,19 @@ class _Cursor:
         return found
 
     def strings(self, what: str) -> StringArray:
-        """Steps over the strings, which takes Python as long as there are strings: this loop is kept bare."""
         count = self.count(8, f"the length of {what}")
-        buffer, size, length_at = self.buffer, self.size, struct.Struct("<Q").unpack_from
-        start = at = self.at
-        for index in range(count):
-            if at + 8 > size:
-                self.fail(f"{what} ends the file in the middle, at string {index} of {count}")
-            at += 8 + length_at(buffer, at)[0]
-        if at > size:
-            self.fail(f"{what}, {count} strings, says it goes on until byte {at}, and the file has {size}")
-        self.at = at
-        return StringArray(bytes(buffer[start:at]), count)
+        starts, end = places(np.frombuffer(self.buffer, np.uint8, offset=self.at), count)
+        if len(starts) < count:
+            self.fail(f"{what} ends the file in the middle, at string {len(starts)} of {count}")
+        start, self.at = self.at, self.at + end
+        if self.at > self.size:
+            self.fail(f"{what}, {count} strings, says it goes on until byte {self.at}, and the file has {self.size}")
+        return StringArray(bytes(self.buffer[start : self.at]), np.append(starts, end))
 
 
 def _read_one(path: Path) -> GGUF:
-    data = map_file(path)
-    cursor = _Cursor(path, data)
+    data = map_file(path)  # apart from the cursor's, whose pages of the header go when it goes
+    cursor = _Cursor(path, map_file(path))
     version = _preamble(cursor)
     tensor_count = cursor.count(8 + 4 + 8 + 4 + 8, "the number of tensors")
     key_count = cursor.count(8 + 4 + 1, "the number of metadata keys")

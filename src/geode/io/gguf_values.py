@@ -1,4 +1,4 @@
-"""Values of GGUF metadata: their types, their bytes, and strings that wait to be decoded.
+"""Values of GGUF metadata: their types and their bytes.
 
 What a key means, and where in a file its value lies, is not known here.
 """
@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
-from typing import Any, overload
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
 from ..errors import OptionError
+from ..strings import StringArray, pack
 
 VALUE_TYPES: dict[str, tuple[int, str]] = {
     "u8": (0, "B"),
@@ -35,51 +35,6 @@ VALUE_TYPES: dict[str, tuple[int, str]] = {
 _NUMPY_NAMES = {np.dtype("<" + code): name for name, (_, code) in VALUE_TYPES.items() if code}
 
 
-class StringArray(Sequence[str]):
-    """The strings of one metadata array, decoded when first asked for.
-
-    `raw` is their bytes as in a file. Bytes that are no UTF-8 become lone surrogates (surrogateescape), so that tokens
-    which differ in such bytes stay different, and a file read and written again keeps every byte.
-    """
-
-    def __init__(self, raw: bytes, count: int):
-        self.raw = raw
-        self._count = count
-
-    @cached_property
-    def _strings(self) -> list[str]:
-        raw, length_at, at = self.raw, struct.Struct("<Q").unpack_from, 0
-        found = []
-        for _ in range(self._count):
-            start = at + 8
-            at = start + length_at(raw, at)[0]
-            found.append(raw[start:at].decode("utf-8", "surrogateescape"))
-        return found
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._strings)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        return self._strings[index]
-
-    def __eq__(self, other: object) -> bool:
-        if isinstance(other, StringArray):
-            return self.raw == other.raw
-        return self._strings == other
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return f"<{self._count} strings>"
-
-
 def packed_name(name: str) -> bytes:
     """A key or a tensor's name as the file spells it. Raises OptionError when it is not UTF-8."""
     try:
@@ -95,9 +50,9 @@ def packed_value(key: str, value: Any, kind: str) -> bytes:
     if element not in VALUE_TYPES or kind == "array":
         known = ", ".join(name for name in VALUE_TYPES if name != "array")
         raise OptionError(f"{kind!r} ({key}) is no metadata type of GGUF; those are {known}, and array[…] of each.")
-    pack = _packed_array if array else _packed_one
+    packed = _packed_array if array else _packed_one
     try:
-        return struct.pack("<I", VALUE_TYPES["array" if array else kind][0]) + pack(key, value, element)
+        return struct.pack("<I", VALUE_TYPES["array" if array else kind][0]) + packed(key, value, element)
     except (struct.error, ValueError, TypeError, OverflowError, AttributeError):
         raise OptionError(f"The metadata key {key} cannot be written as {kind}: got {value!r:.100}.") from None
 
@@ -136,7 +91,7 @@ def _packed_array(key: str, values: Any, kind: str) -> bytes:
     if kind == "array":
         return head + b"".join(_packed_array(key, value, _inner_type(key, value)) for value in values)
     if kind == "string":
-        return head + (values.raw if isinstance(values, StringArray) else b"".join(map(_packed_string, values)))
+        return head + pack(values).raw
     return head + _packed_numbers(values, kind)
 
 

@@ -5,20 +5,21 @@ What the files contain is not known here.
 
 from __future__ import annotations
 
-import difflib
 import os
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import ModelNotFound, OptionError
-from . import catalogue, hf, pypi, store
+from . import catalogue, store
 from .catalogue import Item, Licence
-from .download import writing
-from .hf import Reference
 from .lock import hold
 from .store import Model, home
+
+if TYPE_CHECKING:  # what a pull needs (HTTP, TLS, archives) is imported by a pull: opening a file starts without it
+    from .hf import Reference
 
 __all__ = ["Licence", "Model", "find", "home", "installed", "licence", "pull", "remove", "resolve"]
 
@@ -41,6 +42,8 @@ def pull(name: str, quiet: bool = False) -> Path:
     source = _source(name)
     model = store.find(source.name)
     if model is None:
+        from .download import writing
+
         with writing(home()):
             model = _pull(source, quiet)
     return model.path
@@ -94,6 +97,8 @@ def licence(path: str | os.PathLike[str]) -> Licence | None:
 
 def _source(name: str) -> Item | Reference:
     if name.startswith("hf:"):
+        from . import hf
+
         return hf.parse(name)
     item = catalogue.find(name)
     if item is None:
@@ -102,6 +107,8 @@ def _source(name: str) -> Item | Reference:
 
 
 def _unknown(name: str) -> ModelNotFound:
+    import difflib
+
     names = [item.name for item in catalogue.CATALOGUE]
     aliases = [alias for item in catalogue.CATALOGUE for alias in item.aliases]
     close = difflib.get_close_matches(name.lower(), [*names, *aliases], n=3)
@@ -133,6 +140,8 @@ def _pull(source: Item | Reference, quiet: bool) -> Model:
 
 
 def _gather(source: Item | Reference, workshop: Path, say: Callable[[str], None], quiet: bool) -> Model:
+    from . import hf, pypi
+
     ready = workshop / "ready"
     ready.mkdir(parents=True, exist_ok=True)
     if isinstance(source, Item):

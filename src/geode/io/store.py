@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from .catalogue import Licence
-from .download import digest
 
 MANIFEST = "manifest.json"
 
@@ -96,6 +95,8 @@ def lock_file(name: str) -> Path:
 
 def record(name: str, source: str, main: str, licence: Licence | None, ready: Path) -> None:
     """Writes the manifest of the finished files in `ready`."""
+    from .download import digest
+
     files = [
         File(path.relative_to(ready).as_posix(), path.stat().st_size, digest(path))
         for path in sorted(ready.rglob("*"))

@@ -152,15 +152,17 @@ class Matcher:
     def __init__(self, tokens: Mapping[str, int]):
         self._tokens = {text: token for text, token in tokens.items() if text}
         lengths: dict[str, set[int]] = {}
+        seconds: dict[str, set[str]] = {}
         for text in self._tokens:
             lengths.setdefault(text[0], set()).add(len(text))
+            seconds.setdefault(text[0], set()).add(text[1:2])
         self._lengths = {first: sorted(found, reverse=True) for first, found in lengths.items()}
-        self._first = re.compile("[" + re.escape("".join(lengths)) + "]") if lengths else None
+        self._begins = re.compile("|".join(map(_beginning, seconds, seconds.values()))) if seconds else None
 
     def split(self, text: str) -> Iterator[str | int]:
         """The text in order: an id for each one found, a str for what lies between."""
         done = at = 0
-        while self._first and (match := self._first.search(text, at)):
+        while self._begins and (match := self._begins.search(text, at)):
             at = match.start()
             found = self._at(text, at)
             if found is None:
@@ -178,6 +180,11 @@ class Matcher:
             if (found := text[at : at + length]) in self._tokens:
                 return found
         return None
+
+
+def _beginning(first: str, seconds: set[str]) -> str:
+    """A pattern of where texts that begin with these two characters may stand; "" is the second of a single one."""
+    return re.escape(first) + ("" if "" in seconds else f"(?=[{re.escape(''.join(sorted(seconds)))}])")
 
 
 def _sound(text: str) -> str:

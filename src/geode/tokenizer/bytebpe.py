@@ -36,12 +36,14 @@ LATIN1 = bytes(range(256)).decode("latin-1")
 class ByteBPE(Tokenizer):
     """A vocabulary of byte strings. `rank` says which neighbours join first, None for never.
 
-    `vocab` holds what joins may make; `added` the texts that are found before any word is cut.
+    `find` gives the id of what joins may make, None for what they may not, and `spelt` the piece of an id; `added` are
+    the texts that are found before any word is cut.
     """
 
     def __init__(
         self,
-        vocab: Mapping[str, int],
+        find: Callable[[str], int | None],
+        spelt: Callable[[int], str],
         rank: Callable[[str, str], float | None],
         cut: Cut,
         roles: Roles,
@@ -52,7 +54,8 @@ class ByteBPE(Tokenizer):
         added: Mapping[str, int] | None = None,
     ):
         super().__init__(size, control or {}, roles)
-        self._vocab = vocab
+        self._find = find
+        self._spelt = spelt
         self._rank = rank
         self._cut = cut
         self._alphabet = alphabet
@@ -77,12 +80,14 @@ class ByteBPE(Tokenizer):
 
     def _word(self, word: str) -> list[int]:
         spelt = word.encode().decode("latin-1").translate(self._alphabet)
-        if self._cut.whole and (token := self._vocab.get(spelt)) is not None:
+        if self._cut.whole and (token := self._find(spelt)) is not None:
             return [token]
         ids: list[int] = []
         for piece in merge(spelt, self._rank):
+            token = self._find(piece)
             # A vocabulary without some byte says nothing of it, as the reference does.
-            ids += [self._vocab[each] for each in ([piece] if piece in self._vocab else piece) if each in self._vocab]
+            found = [token] if token is not None else map(self._find, piece)
+            ids += [each for each in found if each is not None]
         return ids
 
     @cached_property
@@ -101,17 +106,13 @@ class ByteBPE(Tokenizer):
         return {i: text.encode("utf-8", "surrogateescape") for text, i in (self.control | self._added_tokens).items()}
 
     @cached_property
-    def _spelt(self) -> dict[int, str]:
-        return {token: text for text, token in self._vocab.items()}
-
-    @cached_property
     def _byte_of(self) -> dict[str, int]:
         return {character: byte for byte, character in enumerate(self._alphabet)}
 
     def _piece(self, token: int) -> bytes:
         if (text := self._texts.get(token)) is not None:
             return text
-        return spelt_bytes(self._spelt.get(token, ""), self._byte_of)
+        return spelt_bytes(self._spelt(token), self._byte_of)
 
 
 def spelt_bytes(text: str, byte_of: Mapping[str, int]) -> bytes:

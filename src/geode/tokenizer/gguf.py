@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import TokenizerError
+from ..strings import Index, StringArray, pack, without_first
 from .base import Roles, Tokenizer
 from .bytebpe import ByteBPE
 from .patterns import CUTS
@@ -45,7 +46,7 @@ def _spm(fields: Mapping[str, Any]) -> Tokenizer:
     types = _array(fields, "token_type", len(pieces), NORMAL)
     size = _real(pieces)
     roles = _roles(fields, size, bos=1, eos=2, unk=0, adds_bos=True)
-    return SPM(pieces[:size], scores[:size], types[:size], roles, bool(fields.get("add_space_prefix", True)))
+    return SPM(pieces.first(size), scores[:size], types[:size], roles, bool(fields.get("add_space_prefix", True)))
 
 
 def _byte_bpe(fields: Mapping[str, Any]) -> Tokenizer:
@@ -58,44 +59,57 @@ def _byte_bpe(fields: Mapping[str, Any]) -> Tokenizer:
             f"tokenizer.ggml.pre says {pre!r}, a way to cut words that is not known here; known are "
             f"{', '.join(name for name in CUTS if name)}. Use the model's tokenizer.json instead."
         )
-    vocab = dict(zip(pieces[:size], range(size), strict=True))
-    control, added = (_take(vocab, pieces, types, kinds) for kinds in ((CONTROL, UNKNOWN), (USER_DEFINED,)))
+    pieces = pieces.first(size)
+    control, added = (_of_types(pieces, types, kinds) for kinds in ((CONTROL, UNKNOWN), (USER_DEFINED,)))
     ends = FALCON_END if FALCON_END in control.values() else None
     roles = _roles(fields, size, bos=ends, eos=ends, unk=None, adds_bos=cut.adds_bos)
-    ranks = _ranks(fields, vocab | added | control)
+    tokens, merges = Index(pieces), _merges(fields)
+    _check_merges(merges, tokens)
+    ranks = Index(merges)
+    apart = control.keys() | added.keys()
+
+    def find(piece: str) -> int | None:
+        return None if piece in apart else tokens.find(piece)
+
     return ByteBPE(
-        vocab, lambda left, right: ranks.get(f"{left} {right}"), cut, roles, size=size, control=control, added=added
+        find,
+        pieces.__getitem__,
+        lambda left, right: ranks.find(f"{left} {right}"),
+        cut,
+        roles,
+        size=size,
+        control=control,
+        added=added,
     )
 
 
-def _take(vocab: dict[str, int], pieces: Sequence[str], types: np.ndarray, kinds: tuple[int, ...]) -> dict[str, int]:
-    """The pieces of these types, taken out of the vocabulary that words are made of."""
-    taken = {pieces[i]: i for i in np.flatnonzero(np.isin(types, kinds)).tolist()}
-    for text in taken:
-        vocab.pop(text, None)
-    return taken
+def _of_types(pieces: StringArray, types: np.ndarray, kinds: tuple[int, ...]) -> dict[str, int]:
+    return {pieces[i]: i for i in np.flatnonzero(np.isin(types, kinds)).tolist()}
 
 
-def _ranks(fields: Mapping[str, Any], known: Mapping[str, int]) -> dict[str, int]:
-    """Merges as the file spells them, "left right", with their places."""
+def _merges(fields: Mapping[str, Any]) -> StringArray:
+    """Merges as the file spells them, "left right", in the order of their ranks."""
     merges = fields.get("merges")
     if merges is None:
         raise TokenizerError("Byte-level BPE needs tokenizer.ggml.merges, which this file lacks. Convert it again.")
-    merges = list(merges)
-    wrong = next((merge for merge in merges if merge.replace(" ", "", 1) not in known or " " not in merge), None)
-    if wrong is not None:
+    return pack(merges)
+
+
+def _check_merges(merges: StringArray, tokens: Index) -> None:
+    made, split = without_first(merges, " ")
+    wrong = np.flatnonzero(~(split & tokens.may_hold(made)))
+    if len(wrong):
         raise TokenizerError(
-            f"Every merge joins two tokens into a third, and {wrong!r} in tokenizer.ggml.merges makes none that "
-            "tokenizer.ggml.tokens has. The file is damaged: fetch or convert it again."
+            f"Every merge joins two tokens into a third, and {merges[int(wrong[0])]!r} in tokenizer.ggml.merges makes "
+            "none that tokenizer.ggml.tokens has. The file is damaged: fetch or convert it again."
         )
-    return {merge: rank for rank, merge in enumerate(merges)}
 
 
-def _tokens(fields: Mapping[str, Any]) -> list[str]:
+def _tokens(fields: Mapping[str, Any]) -> StringArray:
     tokens = fields.get("tokens")
     if tokens is None or not len(tokens):
         raise TokenizerError("This file names a tokenizer and holds no tokenizer.ggml.tokens. Convert it again.")
-    return list(tokens)
+    return pack(tokens)
 
 
 def _array(fields: Mapping[str, Any], name: str, length: int, default: int | None = None) -> np.ndarray:

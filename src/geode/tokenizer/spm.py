@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import TokenizerError
+from ..strings import Index, characters_before, pack
 from .base import Matcher, Roles, Tokenizer
 from .merge import merge
 
@@ -32,9 +33,9 @@ class SPM(Tokenizer):
     """Pieces with scores. `prefix`: a text is read as if a space stood before it (Llama's "dummy prefix")."""
 
     def __init__(self, pieces: Sequence[str], scores: ArrayLike, types: ArrayLike, roles: Roles, prefix: bool = True):
-        self._pieces = list(pieces)
+        self._pieces = pack(pieces)
         self._types = np.asarray(types, np.int32)
-        self._scores: list[float] = np.asarray(scores, np.float64).tolist()
+        self._scores = np.asarray(scores, np.float32).data
         lengths = {"pieces": len(self._pieces), "scores": len(self._scores), "types": len(self._types)}
         if len(set(lengths.values())) > 1 or not self._pieces:
             raise TokenizerError(
@@ -44,19 +45,13 @@ class SPM(Tokenizer):
         super().__init__(len(self._pieces), self._of_type(CONTROL, UNKNOWN), roles, trims=prefix)
         self._prefix = prefix
         self._unk = roles.unk
+        self._index = Index(self._pieces)
+        # Joins make neither control tokens nor bytes, whose names may stand in any text.
+        self._joins = (~np.isin(self._types, (CONTROL, UNKNOWN, UNUSED, BYTE))).tobytes()
         self._remembered = lru_cache(WORDS_KEPT)(self._word)
 
     def _of_type(self, *types: int) -> dict[str, int]:
         return {self._pieces[i]: i for i in np.flatnonzero(np.isin(self._types, types)).tolist()}
-
-    @cached_property
-    def _ids(self) -> dict[str, int]:
-        """Pieces that joins may make: neither control tokens nor bytes, whose names may stand in any text."""
-        ids = dict(zip(self._pieces, range(self.size), strict=True))
-        for text, token in self._of_type(CONTROL, UNKNOWN, UNUSED, BYTE).items():
-            if ids.get(text) == token:
-                del ids[text]
-        return ids
 
     @cached_property
     def _user(self) -> Matcher:
@@ -73,7 +68,7 @@ class SPM(Tokenizer):
     @cached_property
     def _between_words(self) -> re.Pattern[str]:
         """Where a text splits without a change: before spaces, unless a piece spans that character and the space."""
-        inside = set(re.findall(f"([^{SPACE}\n]){SPACE}", "\n".join(self._pieces)))
+        inside = characters_before(self._pieces, SPACE) - {SPACE}
         return re.compile(f"(?<=[^{SPACE}{re.escape(''.join(sorted(inside)))}])(?={SPACE})")
 
     def _plain(self, text: str, after: int | None = None) -> list[int]:
@@ -92,13 +87,17 @@ class SPM(Tokenizer):
     def _word(self, word: str) -> list[int]:
         ids: list[int] = []
         for piece in merge(word, self._rank):
-            token = self._ids.get(piece)
+            token = self._id(piece)
             ids += self._fallback(piece) if token is None else [token]
         return ids
 
+    def _id(self, piece: str) -> int | None:
+        token = self._index.find(piece)
+        return token if token is not None and self._joins[token] else None
+
     def _rank(self, left: str, right: str) -> float | None:
-        token = self._ids.get(left + right)
-        return None if token is None else -self._scores[token]
+        token = self._index.find(left + right)
+        return -self._scores[token] if token is not None and self._joins[token] else None
 
     def _fallback(self, character: str) -> list[int]:
         if self._bytes:

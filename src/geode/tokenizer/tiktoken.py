@@ -86,8 +86,16 @@ def _tokenizer(
     roles = Roles(bos=id_of(bos), eos=id_of(eos), pad=id_of("<pad>"), unk=id_of("<unk>"), adds_bos=bos is not None)
     size = max([*vocab.values(), *control.values()]) + 1
     cut = Cut((pattern,), whole=True)
+    pieces = {token: piece for piece, token in vocab.items()}
     return ByteBPE(
-        vocab, lambda left, right: vocab.get(left + right), cut, roles, size=size, alphabet=LATIN1, control=control
+        vocab.get,
+        lambda token: pieces.get(token, ""),
+        lambda left, right: vocab.get(left + right),
+        cut,
+        roles,
+        size=size,
+        alphabet=LATIN1,
+        control=control,
     )
 
 
