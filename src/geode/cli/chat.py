@@ -49,7 +49,7 @@ def main(args: argparse.Namespace) -> int:
             f"{args.model} brings no chat template: it was trained to continue text, not to talk. "
             f'Use `geode run {args.model} "..."`, or chat with an instruction-tuned model such as smollm2.'
         )
-    if not options.brings_template(args.model):
+    if not lm.own_template:
         screen.note(
             f"{args.model} brings no chat template of its own, so it was hardly tuned to talk; expect odd answers."
         )

@@ -102,14 +102,14 @@ def _try(backend: str) -> dict[str, Any]:
 def _machine() -> dict[str, Any]:
     from ..io.download import free
     from ..io.hub import home
-    from ..lm import available_memory
+    from ..memory import available
 
     return {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cores": cores(),
         "features": features(),
         "memory": memory(),
-        "memory_free": available_memory(),
+        "memory_free": available(),
         "home": str(home()),
         "disk_free": free(home()),
     }

@@ -43,9 +43,15 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "model", metavar="MODEL", help="a name (geode list), hf:owner/repo, a .gguf file or a directory"
     )
     group = parser.add_argument_group("how the model is opened")
-    group.add_argument("--on", default="auto", metavar="BACKEND", help="torch, jax, tensorflow or auto")
+    group.add_argument("--on", default="auto", metavar="BACKEND", help="native, torch, jax, tensorflow or auto")
     group.add_argument("--dtype", default="auto", help="float32, bfloat16 or auto")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    group.add_argument(
+        "--kv-type", metavar="TYPE", help="what native keeps keys and values in: float32, float16, bfloat16, q8_0"
+    )
+    group.add_argument(
+        "--quantize", metavar="TYPE", help="pack float weights while native loads them: q8_0, q4_0, q4_k_m"
+    )
     group.add_argument("--check", action="store_true", help="refuse weights that are not finite numbers")
 
 
@@ -63,16 +69,16 @@ def sampling(args: argparse.Namespace) -> dict[str, Any]:
     return {knob.name: getattr(args, knob.name) for knob in KNOBS} | {"stop": args.stop}
 
 
-def brings_template(model: str) -> bool:
-    """Whether the checkpoint has a chat template itself; `lm.template` may be its family's, which proves no tuning."""
-    from .. import checkpoint
-    from ..io import hub
-
-    return checkpoint.open(hub.resolve(model)).template is not None
-
-
 def load(args: argparse.Namespace) -> Any:
     """The model of the flags, opened."""
     from .. import lm
 
-    return lm.open(args.model, on=args.on, dtype=args.dtype, threads=args.threads, check=args.check)
+    return lm.open(
+        args.model,
+        on=args.on,
+        dtype=args.dtype,
+        threads=args.threads,
+        kv_type=args.kv_type,
+        quantize=args.quantize,
+        check=args.check,
+    )

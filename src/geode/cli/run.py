@@ -102,7 +102,7 @@ def _is_chat(args: argparse.Namespace, lm: Any) -> bool:
         raise OptionError("--system belongs to a conversation and --raw is none. Leave one of them out.")
     if args.raw or args.chat or args.system is not None:
         return not args.raw
-    return lm.template is not None and options.brings_template(args.model)
+    return bool(lm.own_template)
 
 
 def _messages(system: str | None, text: Any) -> list[dict[str, str]]:
