@@ -3,11 +3,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+BUILT := pyproject.toml CMakeLists.txt $(wildcard src/geode/native/csrc/*)
 
 .PHONY: run test check docs bench clean
 
 run: $(VENV)/.run
-	$(BIN)/geode run gemma3:270m "The capital of France is" --temperature 0 --max-tokens 48 --on jax
+	$(BIN)/geode run gemma3:270m "The capital of France is" --temperature 0 --max-tokens 48
 
 test: $(VENV)/.test
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check
@@ -29,13 +30,13 @@ $(VENV)/.made:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@touch $@
 
-# JAX is the lightest framework to install, and the first answer needs only one.
-$(VENV)/.run: $(VENV)/.made pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[jax]'
+# The native engine needs no framework: a compiler, and a minute or two.
+$(VENV)/.run: $(VENV)/.made $(BUILT)
+	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
 # PyTorch first and exactly, so that nothing later pulls another build of it.
-$(VENV)/.test: $(VENV)/.made pyproject.toml
+$(VENV)/.test: $(VENV)/.made $(BUILT)
 	$(BIN)/python -m pip install --quiet 'torch==2.13.0'
 	$(BIN)/python -m pip install --quiet --editable '.[jax,torch,tensorflow,dev]'
 	@touch $@

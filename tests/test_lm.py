@@ -15,6 +15,7 @@ import pytest
 
 import geode
 from geode import lm as lms
+from geode import memory
 from geode.config import Config
 from geode.errors import (
     BackendError,
@@ -326,6 +327,31 @@ def test_logits_are_raw_and_whole() -> None:
         model.logits([[1, 2], [3, 4]])
 
 
+def test_rows_are_logits_in_chunks_from_any_position() -> None:
+    model = local()
+    ids = [2, 3, 4, 5, 6]
+    chunks = list(model.rows(ids))
+    assert [len(chunk) for chunk in chunks] == [2, 2, 1]
+    np.testing.assert_array_equal(np.concatenate(chunks), model.logits(ids))
+    np.testing.assert_array_equal(np.concatenate(list(model.rows(ids, 3))), model.logits(ids)[3:])
+    for start in (-1, 5):
+        with pytest.raises(OptionError, match=f"positions? of one of the 5 ids; {start} was given"):
+            model.rows(ids, start)
+    with pytest.raises(OptionError, match="one of the 0 ids"):
+        model.rows([])
+    with pytest.raises(ContextError, match=r"65 tokens.*64"):
+        model.rows([2] * 65)
+
+
+def test_close_tells_the_executor_if_it_can_be_told() -> None:
+    model = local()
+    model.close()
+    closed: list[int] = []
+    model.executor.close = lambda: closed.append(1)
+    model.close()
+    assert closed == [1]
+
+
 # The fake
 
 
@@ -381,20 +407,28 @@ def house(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Stand-ins for the rooms that `open` walks through; `asked` tells what the executor was asked for."""
     executor = Bigrams()
     found = SimpleNamespace(
-        config=executor.config, tensors={}, tokenizer=Words(), template=None, chat="plain", ends=frozenset({10})
-    )
+        config=executor.config, tensors={}, stored=SimpleNamespace(nbytes=1000), tokenizer=Words(), template=None,
+        chat="plain", ends=frozenset({10}),
+    )  # fmt: skip
     calls: dict[str, Any] = {}
 
     def open_executor(config: Config, tensors: Any, **options: Any) -> Bigrams:
         calls.update(options)
         return executor
 
+    def open_native(config: Config, tensors: Any, *options: Any) -> Bigrams:
+        calls.update(on="native", native=options)
+        return executor
+
     stand_in(monkeypatch, "geode.checkpoint", open=lambda path: calls.update(path=path) or found)
     stand_in(monkeypatch, "geode.io.hub", resolve=lambda name: Path("/models") / name)
     stand_in(monkeypatch, "geode.network.executor", open=open_executor)
-    stand_in(monkeypatch, "geode.chat", Template=lambda source, tokenizer: (source, tokenizer), builtin=str.upper)
+    stand_in(monkeypatch, "geode.native.executor", open=open_native)
+    stand_in(monkeypatch, "geode.native.extension", is_there=lambda: "native" not in calls.get("absent", ()))
+    stand_in(monkeypatch, "geode.chat", Template=lambda *parts, check=True: (*parts, check), builtin=str.upper)
     monkeypatch.setattr(lms, "_installed", lambda package: package not in calls.get("absent", ()))
     monkeypatch.setattr(lms, "_active", lambda: calls.get("active"))
+    monkeypatch.setattr(lms, "_accelerated", lambda: calls.get("accelerated", False))
     return SimpleNamespace(found=found, calls=calls)
 
 
@@ -402,35 +436,59 @@ def test_open_puts_the_rooms_together(house: SimpleNamespace) -> None:
     model = geode.load("gemma3:270m", on="jax", dtype="float32", threads=3)
     assert house.calls == {"path": Path("/models/gemma3:270m"), "on": "jax", "dtype": "float32", "threads": 3}
     assert model.tokenizer is house.found.tokenizer
-    assert model.template == ("PLAIN", house.found.tokenizer)
+    assert model.template == ("PLAIN", house.found.tokenizer, False)
+    assert not model.own_template
     assert model.ends == {1, 10}
     house.found.template = "own"
-    assert geode.load("x").template == ("own", house.found.tokenizer)
+    own = geode.load("x")
+    assert (own.template, own.own_template) == (("own", house.found.tokenizer, True), True)
     house.found.tokenizer = None
-    assert geode.load("x").template is None
+    assert (geode.load("x").template, geode.load("x").own_template) == (None, False)
 
 
-def test_auto_takes_the_active_backend_or_the_first_installed(house: SimpleNamespace) -> None:
-    geode.load("x")
-    assert house.calls["on"] == "torch"
-    house.calls["absent"] = ("torch",)
-    geode.load("x")
-    assert house.calls["on"] == "jax"
-    house.calls["active"] = "tensorflow"
-    geode.load("x")
-    assert house.calls["on"] == "tensorflow"
+def test_native_gets_its_own_options(house: SimpleNamespace) -> None:
+    geode.load("x", threads=3)
+    assert house.calls["native"] == ("auto", 3, "auto", None)
+    geode.load("x", on="native", kv_type="q8_0", quantize="q4_0")
+    assert house.calls["native"] == ("auto", None, "q8_0", "q4_0")
+    for more in ({"kv_type": "q8_0"}, {"quantize": "q4_0"}):
+        with pytest.raises(OptionError, match="native engine's; this model runs on torch"):
+            geode.load("x", on="torch", **more)
+
+
+def test_auto_takes_the_active_backend_else_native_else_a_framework(house: SimpleNamespace) -> None:
+    def chosen(**calls: Any) -> str:
+        house.calls |= {"absent": (), "accelerated": False, "active": None} | calls
+        geode.load("x")
+        return str(house.calls["on"])
+
+    assert chosen() == "native"
+    assert chosen(active="tensorflow") == "tensorflow"
+    assert chosen(accelerated=True) == "torch"
+    assert chosen(accelerated=True, absent=("torch",)) == "jax"
+    assert chosen(accelerated=True, absent=("torch", "jax", "tensorflow")) == "native"
+    assert chosen(accelerated=True, absent=("keras",)) == "native"
+    assert chosen(absent=("native",)) == "torch"
+    assert chosen(absent=("native", "torch", "jax")) == "tensorflow"
+
+
+def test_accelerators_are_files_of_the_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(lms, "ACCELERATORS", (str(tmp_path / "device"),))
+    assert not lms._accelerated()
+    (tmp_path / "device").touch()
+    assert lms._accelerated()
 
 
 def test_backends_that_are_not_there(house: SimpleNamespace) -> None:
-    for name in ("native", "numpy", "gpu"):
-        with pytest.raises(BackendError, match="torch, jax, tensorflow"):
+    for name in ("numpy", "gpu", ""):
+        with pytest.raises(BackendError, match="native, torch, jax, tensorflow"):
             geode.load("x", on=name)
     house.calls["active"] = "openvino"
     with pytest.raises(BackendError, match=r"'openvino' was asked for .by KERAS_BACKEND"):
         geode.load("x")
     house.calls["active"] = None
-    house.calls["absent"] = ("torch", "jax", "tensorflow")
-    with pytest.raises(MissingExtra, match=r"torch, jax or tensorflow.*geode\[torch\]"):
+    house.calls["absent"] = ("native", "torch", "jax", "tensorflow")
+    with pytest.raises(MissingExtra, match=r"without the native engine.*geode\[torch\]"):
         geode.load("x")
     with pytest.raises(MissingExtra, match=r"geode\[jax\]"):
         geode.load("x", on="jax")
@@ -472,16 +530,30 @@ def test_check_names_the_damaged_tensors(house: SimpleNamespace, monkeypatch: py
         geode.load("x", check=True)
 
 
+BIG = Config(256_000, width=3072, depth=28, heads=16, kv_heads=16, head_dim=256, ffn=24576, context=8192, tied=True)
+
+
 def test_a_model_larger_than_memory_is_refused_before_it_is_loaded(
     house: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    big = Config(256_000, width=3072, depth=28, heads=16, kv_heads=16, head_dim=256, ffn=24576, context=8192, tied=True)
-    house.found.config = big
-    monkeypatch.setattr(lms, "available_memory", lambda: 20 * 2**30)
-    geode.load("x", dtype="bfloat16")
+    house.found.config = BIG
+    monkeypatch.setattr(memory, "available", lambda: 20 * 2**30)
+    geode.load("x", on="torch", dtype="bfloat16")
     house.calls.pop("on")
-    with pytest.raises(CapacityError, match=r"35\.3 GiB.*20\.0 GiB.*bfloat16.*smaller"):
-        geode.load("x", dtype="float32")
+    for on in ("torch", "native"):
+        with pytest.raises(CapacityError, match=r"35\.3 GiB.*20\.0 GiB.*bfloat16.*smaller"):
+            geode.load("x", on=on, dtype="float32")
+    assert "on" not in house.calls
+
+
+def test_native_needs_what_the_file_has(house: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.found.config, house.found.stored = BIG, SimpleNamespace(nbytes=5 * 2**30)
+    monkeypatch.setattr(memory, "available", lambda: 8 * 2**30)
+    geode.load("x")
+    monkeypatch.setattr(memory, "available", lambda: 6 * 2**30)
+    house.calls.pop("on")
+    with pytest.raises(CapacityError, match=r"6\.8 GiB.*6\.0 GiB.*fewer bits.*--quantize"):
+        geode.load("x")
     assert "on" not in house.calls
 
 
@@ -490,6 +562,7 @@ def test_memory_needed_is_weights_and_cache() -> None:
     count = 2 * VOCAB * 8 + 4 * 64 + 3 * 64 + 3 * 8  # embedding and head, attention, gate/up/down, three norms
     assert lms.memory_needed(config, "float32", 10) == 4 * (count + 10 * 2 * 8)
     assert lms.memory_needed(config, "bfloat16", 1000) == 2 * (count + 64 * 2 * 8)
+    assert lms.memory_needed(config, tokens=10, stored=7) == 7 + 2 * 10 * 2 * 8
 
 
 def test_available_memory_heeds_the_machine_and_both_kinds_of_cgroup(tmp_path: Path) -> None:
@@ -498,21 +571,21 @@ def test_available_memory_heeds_the_machine_and_both_kinds_of_cgroup(tmp_path: P
         (tmp_path / name).write_text(text)
 
     write("proc/meminfo", "MemTotal: 9000 kB\nMemAvailable:    8000 kB\n")
-    assert lms.available_memory(tmp_path) == 8000 * 1024
+    assert memory.available(tmp_path) == 8000 * 1024
     write("sys/fs/cgroup/memory.stat", "anon 1\nfile 500\n")
     write("sys/fs/cgroup/memory.current", "3000\n")
     write("sys/fs/cgroup/memory.max", "max\n")
-    assert lms.available_memory(tmp_path) == 8000 * 1024
+    assert memory.available(tmp_path) == 8000 * 1024
     write("sys/fs/cgroup/memory.max", "10000\n")
-    assert lms.available_memory(tmp_path) == 7500
+    assert memory.available(tmp_path) == 7500
     write("sys/fs/cgroup/memory/memory.stat", "total_cache 50\n")
     write("sys/fs/cgroup/memory/memory.usage_in_bytes", "900\n")
     write("sys/fs/cgroup/memory/memory.limit_in_bytes", "1000\n")
-    assert lms.available_memory(tmp_path) == 150
+    assert memory.available(tmp_path) == 150
 
 
 def test_this_machine_has_memory() -> None:
-    free = lms.available_memory()
+    free = memory.available()
     assert free is None or free > 2**20
 
 

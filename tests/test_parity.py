@@ -1,4 +1,4 @@
-"""Every family and variant, on every framework, against transformers; the table in docs/parity.md.
+"""Every family and variant, on every framework and on the native engine, against transformers; the table in docs/parity.md.
 
 GEODE_WRITE_DOCS=1 writes the table; otherwise the committed one must have the same rows and hold the same bound.
 """
@@ -18,7 +18,7 @@ from variants import VARIANTS, Variant, save
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.xdist_group("parity")
 
-FRAMEWORKS = ("jax", "torch", "tensorflow")
+FRAMEWORKS = ("jax", "torch", "tensorflow", "native")
 BOUND = 1e-4
 PAGE = Path(__file__).parents[1] / "docs" / "parity.md"
 

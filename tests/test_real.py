@@ -1,4 +1,4 @@
-"""The real Gemma and SmolLM2 on every framework: golden ids, next-token logprobs, and text.
+"""The real Gemma and SmolLM2 on every framework and the native engine: golden ids, next-token logprobs, and text.
 
 The numbers are transformers' in float32 on the dequantised files.
 """
@@ -32,7 +32,7 @@ def answers(real_model: Callable) -> Callable[[str, str], dict]:
     return cache(lambda name, on: worker("real_worker.py", str(real_model(name)), on))
 
 
-@pytest.mark.parametrize("on", ["torch", "jax", "tensorflow"])
+@pytest.mark.parametrize("on", ["torch", "jax", "tensorflow", "native"])
 @pytest.mark.parametrize("name", GOLDEN)
 def test_reference(answers: Callable, name: str, on: str) -> None:
     found, golden = answers(name, on), GOLDEN[name]

@@ -15,7 +15,7 @@ FRAMEWORKS = {"keras", "jax", "torch", "tensorflow", "keras_hub", "transformers"
 
 # Lower rooms first; a room may import its own and those before it.
 FLOORS = (
-    {"errors", "config", "quant", "tensors", "sampling"},
+    {"errors", "memory", "config", "lattice", "blocks", "quant", "strings", "tensors", "mixes", "sampling"},
     {"keys", "sandbox", "tool_calls"},
     {"positions"},
     {"families"},
@@ -26,6 +26,7 @@ FLOORS = (
     {"generate"},
     {"engine"},
     {"lm"},
+    {"perplexity", "bench"},
     {"tune", "data", "evals", "safety", "serve"},
     {"cli"},
 )
@@ -91,3 +92,12 @@ def test_import_geode_loads_nothing() -> None:
     code = "import sys, geode; print(' '.join(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not (FRAMEWORKS | {"numpy", "jinja2", "tokenizers", "regex"}) & set(loaded)
+
+
+def test_opening_a_file_loads_only_what_it_needs() -> None:
+    """`geode run` answers in a second: what pulls, templates and other formats need must wait until they are asked."""
+    rooms = "cli.run, cli.options, lm, checkpoint, chat, tokenizer, io.hub, io.gguf".replace(", ", ", geode.")
+    code = f"import sys, geode.{rooms}; print(' '.join(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    late = {"jinja2", "regex", "tokenizers", "http.client", "ssl", "hashlib", "zipfile", "difflib", "numpy.random"}
+    assert not (FRAMEWORKS | late) & set(loaded)

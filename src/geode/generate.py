@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from .errors import ContextError, OptionError, TokenizerError
-from .sampling import Params, Sampler
+from .sampling import Params, Sampler, log_total
 
 if TYPE_CHECKING:
     from .config import Config
@@ -148,6 +148,25 @@ def stream(executor: Executor, rows: Sequence[Row]) -> Iterator[tuple[int, Piece
             return
         begun = perf_counter()
         state, logits = executor.step(state, [row.last for row in rows])
+
+
+def likelihood(
+    executor: Executor, ids: Sequence[int], start: int, size: int | None = None
+) -> tuple[list[float], list[bool]]:
+    """For each id from `start` on: its log-probability, and whether it is the likeliest of the first `size`.
+
+    An executor that has a `score` of its own is asked for it, and then logits never exist whole.
+    """
+    if score := getattr(executor, "score", None):
+        return score(ids, start, size)  # type: ignore[no-any-return]
+    logprobs: list[float] = []
+    greedy: list[bool] = []
+    for chunk in executor.rows(ids[:-1], start=start - 1):
+        done = start + len(logprobs)
+        targets = np.asarray(ids[done : done + len(chunk)])
+        logprobs += (chunk[np.arange(len(chunk)), targets] - log_total(chunk)).tolist()
+        greedy += (chunk[:, :size].argmax(axis=1) == targets).tolist()
+    return logprobs, greedy
 
 
 class Row:

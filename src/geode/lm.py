@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from . import memory
 from .config import Config
 from .errors import (
     BackendError,
@@ -27,8 +28,7 @@ from .errors import (
     TensorError,
     TokenizerError,
 )
-from .generate import Executor, Options, Piece, Row, Usage, stream
-from .sampling import log_total
+from .generate import Executor, Options, Piece, Row, Usage, likelihood, stream
 
 if TYPE_CHECKING:
     from .chat import Template
@@ -108,7 +108,8 @@ class Local:
 
     Without a tokenizer ids go in and come out and every `text` is "". `ends` are added to the tokenizer's own end
     tokens. A prompt is text (tokenised as the model's reference does, BOS included), a list of messages (through the
-    chat template), or a list of ids. At most `batch` prompts run together.
+    chat template), or a list of ids. At most `batch` prompts run together. `own_template` False says that the template
+    is its family's, which proves no tuning.
     """
 
     def __init__(
@@ -118,10 +119,12 @@ class Local:
         template: Template | None = None,
         ends: Iterable[int] = (),
         batch: int = 16,
+        own_template: bool = True,
     ):
         self.executor = executor
         self.tokenizer = tokenizer
         self.template = template
+        self.own_template = template is not None and own_template
         self.ends = frozenset(ends) | (frozenset(tokenizer.ends) if tokenizer else frozenset())
         self.batch = batch
 
@@ -183,6 +186,19 @@ class Local:
             raise OptionError("logits needs at least one token id; an empty list was given.")
         self._check_length(len(checked))
         return np.concatenate(list(self.executor.rows(checked)))
+
+    def rows(self, ids: Sequence[int], start: int = 0) -> Iterator[np.ndarray]:
+        """The same after the positions start, start + 1 ..., in consecutive chunks (t, V): never T × V at once."""
+        checked = self._checked(ids)
+        if not 0 <= start < len(checked):
+            raise OptionError(f"start must be the position of one of the {len(checked)} ids; {start} was given.")
+        self._check_length(len(checked))
+        return self.executor.rows(checked, start)
+
+    def close(self) -> None:
+        """Lets go of the weights at once, where the executor can; the model must not be used afterwards."""
+        if close := getattr(self.executor, "close", None):
+            close()
 
     def tokenize(self, text: str, bos: bool | None = None) -> list[int]:
         """Ids of a text as the model's reference tokenizer gives them; `bos` False leaves BOS out."""
@@ -261,19 +277,12 @@ class Local:
 
     def _score(self, ids: list[int], start: int) -> Score:
         self._check_length(len(ids))
-        size = self.tokenizer.size if self.tokenizer else None
-        logprobs: list[float] = []
-        greedy = True
-        for chunk in self.executor.rows(ids[:-1], start=start - 1):
-            done = start + len(logprobs)
-            targets = np.asarray(ids[done : done + len(chunk)])
-            logprobs += (chunk[np.arange(len(chunk)), targets] - log_total(chunk)).tolist()
-            greedy = greedy and bool((chunk[:, :size].argmax(axis=1) == targets).all())
+        logprobs, greedy = likelihood(self.executor, ids, start, self.tokenizer.size if self.tokenizer else None)
         if np.isnan(logprobs).any():
             raise TensorError(
                 "The model's logits are not numbers (NaN). Load with check=True to look for damaged weights."
             )
-        return Score(float(np.sum(logprobs)), greedy, logprobs, ids[start:])
+        return Score(float(np.sum(logprobs)), all(greedy), logprobs, ids[start:])
 
 
 def gather(pieces: Iterable[Piece], usage: Usage) -> Result:
@@ -404,9 +413,10 @@ def _certain(script: bytes, position: int) -> np.ndarray:
     return logits
 
 
-# In the order that "auto" tries: torch starts fastest on a CPU and never recompiles.
-BACKENDS = ("torch", "jax", "tensorflow")
+# In the order that "auto" tries on a machine without an accelerator.
+BACKENDS = ("native", "torch", "jax", "tensorflow")
 DTYPES = ("auto", "float32", "bfloat16")
+ACCELERATORS = ("/dev/nvidiactl", "/dev/kfd", "/dev/accel0", "/dev/vfio/0")  # NVIDIA, AMD, and Google's two kinds
 
 
 def open(
@@ -415,14 +425,18 @@ def open(
     dtype: str = "auto",
     *,
     threads: int | None = None,
+    kv_type: str | None = None,
+    quantize: str | None = None,
     check: bool = False,
 ) -> Local:
     """Opens a model: a known name ("gemma3:270m"), hf:owner/repo, a .gguf file, or a Hugging Face directory.
 
-    on       "torch", "jax", "tensorflow", or "auto": the one this process or KERAS_BACKEND already uses, else the first
-             installed in that order. One process has one.
-    dtype    "float32", "bfloat16", or "auto", which leaves it to the executor.
-    threads  of the CPU; None leaves the framework's default.
+    on       "native", "torch", "jax", "tensorflow", or "auto": the framework that this process or KERAS_BACKEND already
+             uses; else an installed one where there is an accelerator; else native. One process has one framework.
+    dtype    "float32", "bfloat16", or "auto", which leaves it to the executor: native keeps the file's own bits.
+    threads  of the CPU; None takes the physical cores, or the framework's default.
+    kv_type  what native keeps keys and values in: "float32", "float16", "bfloat16", "q8_0"; None chooses.
+    quantize packs float weights while native loads them: "q8_0", "q4_0", "q4_k_m" ...
     check    reads all weights first and raises TensorError where any is not a finite number.
 
     Raises ModelNotFound, FormatError, ConfigError, TensorError, BackendError; CapacityError before any weight is read.
@@ -431,34 +445,61 @@ def open(
     _check_dtype(dtype)
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise OptionError(f"threads must be an integer, 1 or more, or None; {threads!r} was given.")
+    if backend != "native" and (kv_type, quantize) != (None, None):
+        raise OptionError(f"kv_type and quantize are the native engine's; this model runs on {backend}. Leave them out.")
     from . import checkpoint
     from .io import hub
 
     found = checkpoint.open(hub.resolve(name_or_path))
-    _check_memory(found.config, dtype)
+    _check_memory(found, dtype, backend, quantize)
     text = (found.tokenizer, _template(found), found.ends)  # what is damaged here should be told before weights load
     if check:
         _check_finite(found)
-    from .network import executor
+    executor: Executor
+    if backend == "native":
+        from .native import executor as native
 
-    return Local(executor.open(found.config, found.tensors, on=backend, dtype=dtype, threads=threads), *text)
+        executor = native.open(found.config, found.tensors, dtype, threads, kv_type or "auto", quantize)
+    else:
+        from .network import executor as network
+
+        executor = network.open(found.config, found.tensors, on=backend, dtype=dtype, threads=threads)
+    return Local(executor, *text, own_template=found.template is not None)
 
 
 def _backend(on: str) -> str:
     by = ""
     if on == "auto":
-        by = " (by KERAS_BACKEND or the Keras that is already imported)"
-        on = _active() or next((name for name in BACKENDS if _installed(name)), "")
-        if not on:
-            raise MissingExtra("torch", "torch", "Running a model (on torch, jax or tensorflow)")
+        on, by = _choose()
     if on not in BACKENDS:
         raise BackendError(
             f"Geode runs on {', '.join(BACKENDS)}, or on='auto' to choose among them; {on!r} was asked for{by}."
         )
+    if on == "native":
+        return on  # its own error tells where it was not built
     for package in (on, "keras"):
         if not _installed(package):
             raise MissingExtra(package, on, f"Running a model on {on}")
     return on
+
+
+def _choose() -> tuple[str, str]:
+    """What "auto" stands for here, and by whose word."""
+    if (active := _active()) is not None:
+        return active, " (by KERAS_BACKEND or the Keras that is already imported)"
+    from .native import extension
+
+    frameworks = [name for name in BACKENDS if name != "native" and _installed(name) and _installed("keras")]
+    if extension.is_there() and not (frameworks and _accelerated()):
+        return "native", ""
+    if not frameworks:
+        raise MissingExtra("torch", "torch", "Running a model without the native engine")
+    return frameworks[0], ""
+
+
+def _accelerated() -> bool:
+    """Whether this machine has a device that a framework would use; asks the system, not the frameworks."""
+    return any(Path(path).exists() for path in ACCELERATORS)
 
 
 def _active() -> str | None:
@@ -501,64 +542,40 @@ def _template(found: Checkpoint) -> Template | None:
         return None
     from . import chat
 
-    return chat.Template(found.template or chat.builtin(str(found.chat)), found.tokenizer)
+    if found.template:
+        return chat.Template(found.template, found.tokenizer)
+    return chat.Template(chat.builtin(str(found.chat)), found.tokenizer, check=False)
 
 
 CHAT_LENGTH = 4096  # tokens of keys and values that any use will soon hold
 
 
-def _check_memory(config: Config, dtype: str) -> None:
-    free = available_memory()
-    need = memory_needed(config, dtype)
+def _check_memory(found: Checkpoint, dtype: str, backend: str, quantize: str | None) -> None:
+    free = memory.available()
+    keeps = backend == "native" and dtype == "auto" and quantize is None
+    need = memory_needed(found.config, dtype, stored=found.stored.nbytes if keeps else None)
+    if backend == "native" and quantize is not None:
+        return  # its size is known only when it is packed, and far below the file's
     if free is not None and need > free:
-        hint = "a smaller model" if dtype == "bfloat16" else "dtype='bfloat16', which takes half, or a smaller model"
+        hint = "dtype='bfloat16', which takes half, or a smaller model"
+        if keeps:
+            hint = "a smaller model, or one in fewer bits (--quantize q4_0 for float weights)"
+        elif dtype == "bfloat16":
+            hint = "a smaller model"
         raise CapacityError(
             f"This model needs about {need / 2**30:.1f} GiB of memory (weights, and keys and values of "
-            f"{min(config.context, CHAT_LENGTH)} tokens), and {free / 2**30:.1f} GiB are free. Try {hint}, "
+            f"{min(found.config.context, CHAT_LENGTH)} tokens), and {free / 2**30:.1f} GiB are free. Try {hint}, "
             "or free some memory."
         )
 
 
-def memory_needed(config: Config, dtype: str = "auto", tokens: int = CHAT_LENGTH) -> int:
-    """Bytes of the weights and of one sequence's keys and values; "auto" counts as float32, which it is on a CPU."""
+def memory_needed(config: Config, dtype: str = "auto", tokens: int = CHAT_LENGTH, stored: int | None = None) -> int:
+    """Bytes of the weights and of one sequence's keys and values; "auto" counts as float32, which it is on a CPU.
+
+    `stored`: bytes of weights that stay as the file has them.
+    """
     from .tensors import parameters
 
-    itemsize = 2 if dtype == "bfloat16" else 4
-    return parameters(config) * itemsize + config.kv_bytes(min(config.context, tokens), itemsize)
-
-
-def available_memory(root: Path = Path("/")) -> int | None:
-    """Bytes that this process may still take, by the machine and by its cgroups; None where the system does not say."""
-    limits = [
-        _machine_memory(root),
-        _cgroup_memory(root / "sys/fs/cgroup"),
-        _cgroup_memory(root / "sys/fs/cgroup/memory"),
-    ]
-    return min((limit for limit in limits if limit is not None), default=None)
-
-
-def _machine_memory(root: Path) -> int | None:
-    try:
-        lines = (root / "proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        pass
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # macOS tells what is there, not what is free
-    except (AttributeError, ValueError, OSError):
-        return None
-
-
-def _cgroup_memory(group: Path) -> int | None:
-    """Limit less use, version 2 or 1; pages of files count as free, since the kernel drops them when asked."""
-    for limit, used, file in (
-        ("memory.max", "memory.current", "file"),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache"),
-    ):
-        try:
-            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-            free = int((group / limit).read_text()) - int((group / used).read_text()) + int(stat.get(file, 0))
-            return max(free, 0)
-        except (OSError, ValueError):  # "max" is no number: no limit
-            continue
-    return None
+    itemsize = 2 if dtype == "bfloat16" or stored is not None else 4
+    weights = parameters(config) * itemsize if stored is None else stored
+    return weights + config.kv_bytes(min(config.context, tokens), itemsize)

@@ -1,0 +1,387 @@
+// The face towards Python: checks what comes in, lets go of the interpreter's lock, and nothing else.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <atomic>
+#include <cstring>
+#include <optional>
+#include <stdexcept>
+
+#include "cpu.h"
+#include "head.h"
+#include "machine.h"
+#include "model.h"
+#include "quantize.h"
+#include "work.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace geode;
+
+namespace {
+
+using Bytes2 = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Floats1 = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Floats2 = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Ints1 = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Ints2 = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using FloatsOut = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
+using BytesOut = nb::ndarray<nb::numpy, uint8_t, nb::ndim<2>>;
+
+template <class T, class Array>
+Array new_array(size_t rows, size_t columns) {
+    T* data = new T[std::max<size_t>(1, rows * columns)];
+    nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+    return Array(data, {rows, columns}, owner);
+}
+
+QType type_of(const std::string& name) {
+    for (int i = 0; i < TYPES; i++)
+        if (name == BLOCKS[i].name) return static_cast<QType>(i);
+    throw nb::value_error(("the engine has no weights of type " + name).c_str());
+}
+
+void check(bool good, const char* what) {
+    if (!good) throw nb::value_error(what);
+}
+
+template <class T>
+T value_of(const nb::dict& dict, const char* name) {
+    return nb::cast<T>(dict[name]);
+}
+
+template <class Kind>
+Kind one_of(const nb::dict& dict, const char* key, std::initializer_list<const char*> names) {
+    const auto given = value_of<std::string>(dict, key);
+    int index = 0;
+    for (const char* name : names) {
+        if (given == name) return static_cast<Kind>(index);
+        index++;
+    }
+    throw nb::value_error((std::string(key) + " cannot be " + given).c_str());
+}
+
+Spec spec_of(const nb::dict& d) {
+    Spec s{};
+    s.vocab = value_of<size_t>(d, "vocab");
+    s.width = value_of<size_t>(d, "width");
+    s.depth = value_of<size_t>(d, "depth");
+    s.heads = value_of<size_t>(d, "heads");
+    s.kv_heads = value_of<size_t>(d, "kv_heads");
+    s.head_dim = value_of<size_t>(d, "head_dim");
+    s.ffn = value_of<size_t>(d, "ffn");
+    s.block = one_of<BlockKind>(d, "block", {"pre", "post", "sandwich", "parallel", "parallel_shared"});
+    s.norm = one_of<NormKind>(d, "norm", {"rms", "layer"});
+    s.eps = value_of<float>(d, "eps");
+    s.qk_norm = one_of<QKNorm>(d, "qk_norm", {"none", "shared", "per_head", "whole"});
+    s.activation = one_of<Activation>(d, "activation", {"silu", "gelu", "gelu_tanh"});
+    s.gated = value_of<bool>(d, "gated");
+    s.scale = value_of<float>(d, "scale");
+    s.attn_softcap = value_of<float>(d, "attn_softcap");
+    s.final_softcap = value_of<float>(d, "final_softcap");
+    s.clip_qkv = value_of<float>(d, "clip_qkv");
+    s.embedding_scale = value_of<float>(d, "embedding_scale");
+    s.tied = value_of<bool>(d, "tied");
+    s.screen_head = !d.contains("screen_head") || value_of<bool>(d, "screen_head");
+    return s;
+}
+
+using SeenTuple = std::tuple<size_t, size_t, size_t>;
+
+std::vector<Seen> seen_of(const std::vector<SeenTuple>& layers) {
+    std::vector<Seen> out;
+    for (const auto& [window, group, place] : layers) out.push_back({window, group, place});
+    return out;
+}
+
+Model* make_model(const nb::dict& spec, const std::vector<SeenTuple>& layers, const std::vector<int>& rope_of,
+                  const std::vector<std::pair<Floats1, float>>& ropes, const std::optional<std::string>& isa,
+                  int threads) {
+    std::vector<Rope> turns;
+    for (const auto& [frequencies, magnitude] : ropes)
+        turns.push_back({std::vector<float>(frequencies.data(), frequencies.data() + frequencies.size()), magnitude});
+    const Spec s = spec_of(spec);
+    check(layers.size() == s.depth && rope_of.size() == s.depth, "one entry for each layer is needed");
+    return new Model(s, seen_of(layers), rope_of, std::move(turns), kernels(isa ? isa->c_str() : nullptr), threads);
+}
+
+void load_matrix(Model& model, const std::string& name, const std::string& type, Bytes2 data, size_t columns,
+                 bool mapped) {
+    const QType kind = type_of(type);
+    check(data.shape(1) == row_bytes(kind, columns), "a row has another number of bytes");
+    nb::gil_scoped_release free;
+    model.load(name, kind, data.shape(0), columns, data.data(), mapped);
+}
+
+void load_vector(Model& model, const std::string& name, Floats1 data) {
+    model.vector(name).assign(data.data(), data.data() + data.size());
+}
+
+// Everything that indexes memory is checked here, so that a wrong caller gets an error and not another's memory.
+void check_batch(const Model& model, const Cache& cache, const Batch& b) {
+    const size_t rows = b.rows(), sequences = b.sequences();
+    check(rows > 0 && b.starts.size() == sequences + 1 && b.starts.front() == 0 &&
+              b.starts.back() == static_cast<int32_t>(rows),
+          "starts must go from 0 to the number of rows, one more than there are sequences");
+    check(b.tables.size() == cache.groups(), "one page table for each group of layers is needed");
+    for (int32_t token : b.tokens) check(token >= 0 && token < static_cast<int32_t>(model.spec().vocab), "no such token");
+    for (int32_t row : b.wanted) check(row >= 0 && row < static_cast<int32_t>(rows), "a wanted row is not there");
+    std::vector<size_t> windows(cache.groups());
+    for (const Seen& seen : model.seen()) windows[seen.group] = seen.window;
+    for (size_t s = 0; s < sequences; s++) {
+        check(b.starts[s + 1] > b.starts[s] && b.past[s] >= 0, "a sequence has no rows");
+        const size_t end = b.past[s] + b.starts[s + 1] - b.starts[s];
+        for (size_t g = 0; g < cache.groups(); g++) {
+            const size_t width = b.tables[g].size() / sequences, first = b.past[s] + 1, window = windows[g];
+            check(end <= width * PAGE, "a page table is too short");
+            for (size_t p = (window && first > window ? first - window : 0) / PAGE; p * PAGE < end; p++) {
+                const int32_t page = b.table(g, s)[p];
+                check(page >= 0 && page < static_cast<int32_t>(cache.pages(g)), "a page is not there");
+            }
+        }
+    }
+}
+
+std::vector<int32_t> ints(const Ints1& array) { return {array.data(), array.data() + array.size()}; }
+
+FloatsOut forward(Model& model, Cache& cache, Ints1 tokens, Ints1 starts, Ints1 past, const std::vector<Ints2>& tables,
+                  Ints1 wanted) {
+    Batch batch{ints(tokens), ints(starts), ints(past), {}, ints(wanted)};
+    for (const Ints2& table : tables) {
+        check(table.shape(0) == batch.sequences(), "a page table has a row for each sequence");
+        batch.tables.emplace_back(table.data(), table.data() + table.size());
+    }
+    check_batch(model, cache, batch);
+    auto out = new_array<float, FloatsOut>(batch.wanted.size(), model.spec().width);
+    nb::gil_scoped_release free;
+    std::lock_guard<std::mutex> alone(model.busy());
+    model.forward(batch, cache, out.data());
+    return out;
+}
+
+// (rows, stride): the caller takes the first `vocab` columns.
+FloatsOut head(Model& model, Floats2 hidden) {
+    check(hidden.shape(1) == model.spec().width, "hidden states have another width");
+    const size_t stride = round_up(model.spec().vocab, PANEL);
+    auto out = new_array<float, FloatsOut>(hidden.shape(0), stride);
+    nb::gil_scoped_release free;
+    std::lock_guard<std::mutex> alone(model.busy());
+    model.head(hidden.data(), hidden.shape(0), out.data(), stride);
+    return out;
+}
+
+template <class T>
+nb::ndarray<nb::numpy, T, nb::ndim<1>> to_array(const std::vector<T>& values) {
+    T* data = new T[std::max<size_t>(1, values.size())];
+    std::copy(values.begin(), values.end(), data);
+    nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+    return nb::ndarray<nb::numpy, T, nb::ndim<1>>(data, {values.size()}, owner);
+}
+
+Need need_of(size_t vocab, int32_t k, float gap, Ints1 ids, int32_t size) {
+    check(size >= 1 && static_cast<size_t>(size) <= vocab && k >= 0 && gap >= 0, "size, k or gap out of range");
+    Need need{static_cast<size_t>(k), gap, ints(ids), static_cast<size_t>(size)};
+    std::sort(need.ids.begin(), need.ids.end());
+    need.ids.erase(std::unique(need.ids.begin(), need.ids.end()), need.ids.end());
+    check(need.ids.empty() || (need.ids.front() >= 0 && need.ids.back() < size), "no such token");
+    return need;
+}
+
+// For each hidden state (ids, logits), see head.h.
+nb::list candidates(Model& model, Floats2 hidden, Ints1 ks, Floats1 gaps, const std::vector<Ints1>& extras, Ints1 sizes) {
+    const size_t rows = hidden.shape(0);
+    check(model.screens(), "this model's head cannot be screened");
+    check(hidden.shape(1) == model.spec().width && ks.size() == rows && gaps.size() == rows && extras.size() == rows &&
+              sizes.size() == rows,
+          "one need for each hidden state is needed");
+    std::vector<Need> needs;
+    for (size_t i = 0; i < rows; i++)
+        needs.push_back(need_of(model.spec().vocab, ks.data()[i], gaps.data()[i], extras[i], sizes.data()[i]));
+    std::vector<Found> found;
+    {
+        nb::gil_scoped_release free;
+        std::lock_guard<std::mutex> alone(model.busy());
+        found = model.candidates(hidden.data(), needs);
+    }
+    nb::list out;
+    for (const Found& some : found) out.append(nb::make_tuple(to_array(some.ids), to_array(some.logits)));
+    return out;
+}
+
+// A row's bytes as its file had them.
+BytesOut row_of(const Model& model, const std::string& name, size_t row, size_t size) {
+    auto out = new_array<uint8_t, BytesOut>(1, size);
+    model.unpack(name, row, out.data());
+    return out;
+}
+
+nb::tuple score(Model& model, Floats2 hidden, Ints1 targets, size_t real) {
+    const size_t rows = hidden.shape(0);
+    check(hidden.shape(1) == model.spec().width && targets.size() == rows, "one target for each hidden state is needed");
+    std::vector<double> logprobs(rows);
+    std::unique_ptr<bool[]> greedy(new bool[rows]);
+    {
+        nb::gil_scoped_release free;
+        std::lock_guard<std::mutex> alone(model.busy());
+        model.score(hidden.data(), targets.data(), rows, real, logprobs.data(), greedy.get());
+    }
+    return nb::make_tuple(logprobs, std::vector<bool>(greedy.get(), greedy.get() + rows));
+}
+
+Cache* make_cache(const std::string& type, size_t kv_heads, size_t head_dim, const std::vector<SeenTuple>& layers,
+                  const std::vector<size_t>& pages) {
+    const QType kind = type_of(type);
+    check(kind <= QType::Q8_0, "a cache holds F32, F16, BF16 or Q8_0");
+    check(kind != QType::Q8_0 || head_dim % 32 == 0, "a cache of Q8_0 needs heads of whole blocks of 32 channels");
+    return new Cache(kind, kv_heads, head_dim, seen_of(layers), pages);
+}
+
+// ---- one step at a time, for tests ----
+
+FloatsOut multiply(const std::string& isa, const std::string& type, Bytes2 data, size_t columns, Floats2 x) {
+    const Kernels& k = kernels(isa.c_str());
+    const QType kind = type_of(type);
+    const size_t rows = data.shape(0), m = x.shape(0);
+    check(data.shape(1) == row_bytes(kind, columns) && x.shape(1) == columns, "shapes do not fit");
+    Matrix matrix = empty_matrix(kind, rows, columns);
+    pack_panels(matrix, data.data(), data.shape(1), 0, matrix.panels());
+    ActBuffer acts;
+    acts.resize(m, columns, k.form[static_cast<int>(kind)]);
+    for (size_t row = 0; row < m; row++) k.prepare(x.data() + row * columns, acts.forms(), acts.acts(), row);
+    auto out = new_array<float, FloatsOut>(m, matrix.panels() * PANEL);
+    k.matmul[static_cast<int>(kind)](matrix.data.bytes(), matrix.panels(), matrix.panel_bytes, acts.acts(), out.data(),
+                                     matrix.panels() * PANEL, false);
+    return out;
+}
+
+FloatsOut numbers(const std::string& type, Bytes2 data, size_t columns) {
+    const QType kind = type_of(type);
+    check(data.shape(1) == row_bytes(kind, columns), "a row has another number of bytes");
+    auto out = new_array<float, FloatsOut>(data.shape(0), columns);
+    for (size_t row = 0; row < data.shape(0); row++)
+        dequantize(kind, data.data() + row * data.shape(1), columns, out.data() + row * columns);
+    return out;
+}
+
+BytesOut roundtrip(const std::string& type, Bytes2 data, size_t columns) {
+    const QType kind = type_of(type);
+    check(data.shape(1) == row_bytes(kind, columns), "a row has another number of bytes");
+    Matrix matrix = empty_matrix(kind, data.shape(0), columns);
+    pack_panels(matrix, data.data(), data.shape(1), 0, matrix.panels());
+    auto out = new_array<uint8_t, BytesOut>(data.shape(0), data.shape(1));
+    for (size_t row = 0; row < data.shape(0); row++) unpack_row(matrix, row, out.data() + row * data.shape(1));
+    return out;
+}
+
+using Row = std::vector<float>;
+
+// The functions on single rows by name, for tests: x and what else each needs, in `more`.
+Row elementwise(const std::string& isa, const std::string& name, Row x, const std::vector<Row>& more) {
+    const Kernels& k = kernels(isa.c_str());
+    const auto row = [&](size_t i) { return i < more.size() && !more[i].empty() ? more[i].data() : nullptr; };
+    const size_t n = x.size();
+    for (const Row& other : more) check(other.empty() || other.size() == n || other.size() <= 2, "rows differ in length");
+    Row out(n);
+    if (name == "rms_norm") k.rms_norm(x.data(), n, row(0)[0], row(1), row(2), out.data());
+    if (name == "layer_norm") k.layer_norm(x.data(), n, row(0)[0], row(1), row(2), out.data());
+    if (name == "silu") k.activate(Activation::SILU, x.data(), row(0), n, out.data());
+    if (name == "gelu") k.activate(Activation::GELU, x.data(), row(0), n, out.data());
+    if (name == "gelu_tanh") k.activate(Activation::GELU_TANH, x.data(), row(0), n, out.data());
+    if (name == "rotate") {  // more: cos and sin of n / 2 pairs, each filled up to n
+        k.rotate(x.data(), row(0), row(1), n / 2);
+        return x;
+    }
+    if (name == "scale_and_cap") {  // more: (scale, cap)
+        k.scale_and_cap(x.data(), n, row(0)[0], row(0)[1]);
+        return x;
+    }
+    if (name == "largest") return {k.largest(x.data(), n)};
+    if (name == "exponentials") {  // more: (peak); the sum comes last
+        check(n % PANEL == 0, "the length must be a multiple of 16");
+        x.push_back(k.exponentials(x.data(), n, row(0)[0]));
+        return x;
+    }
+    if (name == "add") {
+        k.add(row(0), n, x.data());
+        return x;
+    }
+    if (name == "blend") {  // more: a row, (share, keep)
+        k.blend(row(0), n, row(1)[0], row(1)[1], x.data());
+        return x;
+    }
+    return out;
+}
+
+BytesOut quantize(const std::string& type, Floats2 x, int threads) {
+    const QType kind = type_of(type);
+    const size_t rows = x.shape(0), columns = x.shape(1), bytes = row_bytes(kind, columns);
+    auto out = new_array<uint8_t, BytesOut>(rows, bytes);
+    std::atomic<bool> good{true};
+    {
+        nb::gil_scoped_release free;
+        Pool pool(threads);
+        pool.run([&](int thread) {
+            const Range mine = share(rows, thread, pool.size());
+            if (mine.begin < mine.end && !quantize_rows(kind, x.data() + mine.begin * columns, mine.end - mine.begin,
+                                                        columns, out.data() + mine.begin * bytes))
+                good = false;
+        });
+    }
+    check(good, "numbers that are not finite, or too large for the type, cannot be quantised");
+    return out;
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+    m.doc() = "The kernels, the weights and the forward pass of geode.native";
+    nb::exception<std::out_of_range>(m, "NoSuchWeight", PyExc_KeyError);
+
+    nb::class_<Cache>(m, "Cache")
+        .def(nb::new_(&make_cache))
+        .def("page_bytes", &Cache::page_bytes)
+        .def("pages", &Cache::pages);
+
+    nb::class_<Model>(m, "Model")
+        .def(nb::new_(&make_model))
+        .def("load_matrix", &load_matrix)
+        .def("load_vector", &load_vector)
+        .def("forward", &forward)
+        .def("head", &head)
+        .def("candidates", &candidates)
+        .def("score", &score)
+        .def("unpack", &row_of)
+        .def("matrix_bytes", [](const Model& model, const std::string& name) { return model.nbytes(name); })
+        .def_prop_ro("nbytes", [](const Model& model) { return model.nbytes(); })
+        .def_prop_ro("screens", &Model::screens)
+        .def_prop_ro("head_bytes_read", &Model::head_bytes_read)
+        .def_prop_ro("threads", [](Model& model) { return model.pool().size(); })
+        .def_prop_ro("isa", [](const Model& model) { return model.kernels().isa; });
+
+    m.def("isas", &supported_isas);
+    m.def("usable_cores", &usable_cores);
+    m.def("quantize", &quantize);
+    m.def(
+        "read_bandwidth",
+        [](int threads) {
+            Pool pool(threads);
+            return read_bandwidth(pool);
+        },
+        nb::call_guard<nb::gil_scoped_release>());
+    m.def(
+        "peak_flops",
+        [](int threads, const std::optional<std::string>& isa, const std::string& type) {
+            Pool pool(threads);
+            return peak_flops(pool, kernels(isa ? isa->c_str() : nullptr), type_of(type));
+        },
+        nb::call_guard<nb::gil_scoped_release>());
+    m.def("matmul", &multiply);
+    m.def("dequantize", &numbers);
+    m.def("roundtrip", &roundtrip);
+    m.def("elementwise", &elementwise);
+}

@@ -1,0 +1,323 @@
+// One forward for every family, driven by Spec. All threads run `Work::run` together and meet at barriers:
+//
+//     enter      norm, quantise                                        rows
+//     project    q, k, v                                               panels
+//     heads      bias, clip, norms, rotation; keys and values stored   rows
+//     attend     (attention.cpp)                                       blocks of rows and heads
+//     project    output                                                panels
+//     between    norm, add to the residual, norm, quantise             rows
+//     feed       gate, up, activation, quantise | down                 panels
+//     leave      norm, add to the residual                             rows
+//
+// Buffers hold rows of floats; a row belongs to the same thread in all stages over rows, so none is between two of them.
+#include <cmath>
+#include <cstring>
+
+#include "work.h"
+
+namespace geode {
+
+namespace {
+
+size_t pad16(size_t n) { return round_up(n, PANEL); }
+
+unsigned forms_of(const Kernels& k, std::initializer_list<const Matrix*> readers) {
+    unsigned forms = 0;
+    for (const Matrix* matrix : readers)
+        if (*matrix) forms |= k.form[static_cast<int>(matrix->type)];
+    return forms;
+}
+
+// Rows a power of two apart would crowd into a few lines of a cache.
+size_t stride_of(size_t columns) {
+    const size_t stride = round_up(columns, 32);
+    return stride % 512 ? stride : stride + 32;
+}
+
+const float* data_or_null(const std::vector<float>& v) { return v.empty() ? nullptr : v.data(); }
+
+}  // namespace
+
+void ActBuffer::resize(size_t rows, size_t columns, unsigned forms) {
+    const size_t stride = stride_of(columns), n = rows * stride;
+    const size_t q = forms & INTEGERS ? n : 0;
+    const size_t sizes[8] = {forms & FLOATS ? 4 * n : 0, forms & BFLOATS ? 2 * n : 0, q, q / 8, q / 8, q / 8, q / 4, q / 4};
+    size_t total = 64;  // kernels read whole vectors
+    for (size_t size : sizes) total += round_up(size, 64);
+    const bool fits = acts_.stride == stride && forms_ == forms && acts_.columns == columns && capacity_ >= rows;
+    forms_ = forms;
+    if (!fits) {
+        capacity_ = rows;
+        memory_.grow(total);
+        std::memset(memory_.bytes(), 0, total);
+        acts_ = Acts();
+        uint8_t* at = memory_.bytes();
+        uint8_t* parts[8];
+        for (int i = 0; i < 8; i++) {
+            parts[i] = sizes[i] ? at : nullptr;
+            at += round_up(sizes[i], 64);
+        }
+        acts_.floats = reinterpret_cast<float*>(parts[0]);
+        acts_.bfloats = reinterpret_cast<uint16_t*>(parts[1]);
+        acts_.q = reinterpret_cast<int8_t*>(parts[2]);
+        acts_.scale = reinterpret_cast<float*>(parts[3]);
+        acts_.sum = reinterpret_cast<float*>(parts[4]);
+        acts_.minus = reinterpret_cast<int32_t*>(parts[5]);
+        acts_.half_sum = reinterpret_cast<float*>(parts[6]);
+        acts_.half_minus = reinterpret_cast<int32_t*>(parts[7]);
+        acts_.stride = stride;
+    }
+    acts_.rows = rows;
+    acts_.columns = columns;
+}
+
+void Work::forward(const Batch& batch, Cache& cache, float* out) {
+    batch_ = &batch;
+    cache_ = &cache;
+    out_ = out;
+    rows_ = batch.rows();
+    prepare_buffers();
+    model.pool().run([this](int thread) { run(thread); });
+}
+
+void Work::prepare_buffers() {
+    const size_t n = rows_, wide = spec.heads * spec.head_dim, narrow = spec.kv_heads * spec.head_dim;
+    q_stride_ = pad16(wide);
+    kv_stride_ = pad16(narrow);
+    width_stride_ = pad16(spec.width);
+    for (Buffer* buffer : {&x_, &attention_, &fed_}) buffer->grow(4 * n * width_stride_);
+    for (Buffer* buffer : {&q_, &attended_}) buffer->grow(4 * n * q_stride_);
+    for (Buffer* buffer : {&k_, &v_}) buffer->grow(4 * n * kv_stride_);
+    size_t turns = 0;
+    for (const Rope& rope : model.ropes_) turns += 2 * rope.frequencies.size();
+    turns_.grow(4 * n * turns + 64);
+    scratch_.resize(model.pool().size());
+
+    unsigned in = 0, in2 = 0, attended = 0, hidden = 0;
+    for (const Layer& l : model.layers_) {
+        in |= forms_of(k, {&l.q.weight, &l.k.weight, &l.v.weight});
+        (spec.block == BlockKind::PARALLEL ? in2 : in) |= forms_of(k, {&l.gate.weight, &l.up.weight});
+        attended |= forms_of(k, {&l.output.weight});
+        hidden |= forms_of(k, {&l.down.weight});
+    }
+    in_.resize(n, spec.width, in);
+    if (in2) in2_.resize(n, spec.width, in2);
+    attended_acts_.resize(n, wide, attended);
+    hidden_.resize(n, spec.ffn, hidden);
+    queries_.resize(n * spec.heads, spec.head_dim, k.form[static_cast<int>(cache_->type())]);
+
+    sequence_of_.resize(n);
+    position_.resize(n);
+    for (size_t s = 0; s < batch_->sequences(); s++)
+        for (int32_t row = batch_->starts[s]; row < batch_->starts[s + 1]; row++) {
+            sequence_of_[row] = s;
+            position_[row] = batch_->past[s] + (row - batch_->starts[s]);
+        }
+}
+
+void Work::run(int thread) {
+    begin(thread);
+    for (size_t i = 0; i < spec.depth; i++) block(model.layers_[i], model.seen_[i], thread);
+    model.pool().barrier();
+    finish(out_, thread);
+}
+
+// Embeddings and rotations of the rows, and pages wiped that get their first position.
+void Work::begin(int thread) {
+    Scratch& scratch = scratch_[thread];
+    const Range mine = rows_of(thread);
+    size_t turns = 0;
+    for (const Rope& rope : model.ropes_) turns += 2 * rope.frequencies.size();
+    for (size_t row = mine.begin; row < mine.end; row++) {
+        float* x = x_.floats() + row * width_stride_;
+        model.embed(batch_->tokens[row], x, scratch.bytes);
+        if (spec.embedding_scale != 0)
+            for (size_t i = 0; i < spec.width; i++) x[i] *= spec.embedding_scale;
+        float* turn = turns_.floats() + row * turns;
+        for (const Rope& rope : model.ropes_)
+            for (const bool is_sine : {false, true})
+                for (const float frequency : rope.frequencies) {
+                    const float angle = static_cast<float>(position_[row]) * frequency;
+                    *turn++ = (is_sine ? std::sin(angle) : std::cos(angle)) * rope.magnitude;
+                }
+        if (position_[row] % PAGE) continue;
+        for (size_t g = 0; g < batch_->tables.size(); g++) {
+            const int32_t page = batch_->table(g, sequence_of_[row])[position_[row] / PAGE];
+            if (page >= 0) cache_->clear(g, page);
+        }
+    }
+}
+
+void Work::block(const Layer& layer, const Seen& seen, int thread) {
+    Pool& pool = model.pool();
+    enter(layer, thread);
+    if (thread == 0) plan_attention(layer, seen);
+    pool.barrier();
+    project({{&layer.q, q_.floats(), q_stride_}, {&layer.k, k_.floats(), kv_stride_}, {&layer.v, v_.floats(), kv_stride_}},
+            in_.acts(), thread);
+    pool.barrier();
+    heads(layer, seen, thread);
+    pool.barrier();
+    attend(layer, seen, thread);
+    pool.barrier();
+    project({{&layer.output, attention_.floats(), width_stride_}}, attended_acts_.acts(), thread);
+    pool.barrier();
+    if (!spec.is_parallel()) {
+        between(layer, thread);
+        pool.barrier();
+    }
+    feed_forward(layer, spec.block == BlockKind::PARALLEL ? in2_.acts() : in_.acts(), thread);
+    pool.barrier();
+    leave(layer, thread);
+}
+
+void Work::normalise(const Norm& norm, const float* x, float* out) const {
+    const auto run = spec.norm == NormKind::RMS ? k.rms_norm : k.layer_norm;
+    run(x, spec.width, spec.eps, data_or_null(norm.weight), data_or_null(norm.bias), out);
+}
+
+void Work::enter(const Layer& layer, int thread) {
+    const Range mine = rows_of(thread);
+    scratch_[thread].row.grow(4 * width_stride_);
+    float* normed = scratch_[thread].row.floats();
+    for (size_t row = mine.begin; row < mine.end; row++) {
+        const float* x = x_.floats() + row * width_stride_;
+        if (layer.attn_norm.present) normalise(layer.attn_norm, x, normed);
+        prepare(layer.attn_norm.present ? normed : x, in_, row);
+        if (spec.block != BlockKind::PARALLEL) continue;
+        normalise(layer.ffn_norm, x, normed);
+        prepare(normed, in2_, row);
+    }
+}
+
+// x += norm(y + bias) for one row; y is changed.
+void Work::store_residual(const Norm* norm, const std::vector<float>& bias, float* y, size_t row) {
+    if (!bias.empty()) k.add(bias.data(), spec.width, y);
+    if (norm && norm->present) normalise(*norm, y, y);
+    k.add(y, spec.width, x_.floats() + row * width_stride_);
+}
+
+void Work::between(const Layer& layer, int thread) {
+    const Range mine = rows_of(thread);
+    float* normed = scratch_[thread].row.floats();
+    for (size_t row = mine.begin; row < mine.end; row++) {
+        store_residual(&layer.post_attention_norm, layer.output.bias, attention_.floats() + row * width_stride_, row);
+        const float* x = x_.floats() + row * width_stride_;
+        if (layer.ffn_norm.present) normalise(layer.ffn_norm, x, normed);
+        prepare(layer.ffn_norm.present ? normed : x, in_, row);
+    }
+}
+
+void Work::leave(const Layer& layer, int thread) {
+    const Range mine = rows_of(thread);
+    for (size_t row = mine.begin; row < mine.end; row++) {
+        if (spec.is_parallel())
+            store_residual(nullptr, layer.output.bias, attention_.floats() + row * width_stride_, row);
+        store_residual(&layer.post_ffw_norm, layer.down.bias, fed_.floats() + row * width_stride_, row);
+    }
+}
+
+void Work::finish(float* out, int thread) {
+    const Range mine = share(batch_->wanted.size(), thread, model.pool().size());
+    for (size_t i = mine.begin; i < mine.end; i++)
+        normalise(model.output_norm_, x_.floats() + batch_->wanted[i] * width_stride_, out + i * spec.width);
+}
+
+void Work::project(const std::vector<Product>& products, const Acts& acts, int thread) {
+    size_t total = 0;
+    for (const Product& p : products) total += p.linear->weight.panels();
+    const Range mine = share(total, thread, model.pool().size());
+    size_t before = 0;
+    for (const Product& p : products) {
+        const Matrix& m = p.linear->weight;
+        const size_t first = std::max(mine.begin, before), last = std::min(mine.end, before + m.panels());
+        if (first < last)
+            k.matmul[static_cast<int>(m.type)](m.panel(first - before), last - first, m.panel_bytes, acts,
+                                               p.y + (first - before) * PANEL, p.ldy, false);
+        before += m.panels();
+    }
+}
+
+void Work::heads(const Layer& layer, const Seen& seen, int thread) {
+    const Range mine = rows_of(thread);
+    for (size_t row = mine.begin; row < mine.end; row++) heads_of_row(layer, seen, row, scratch_[thread]);
+}
+
+void Work::heads_of_row(const Layer& layer, const Seen& seen, size_t row, Scratch&) {
+    const size_t size = spec.head_dim, pairs = model.ropes_[layer.rope].frequencies.size();
+    size_t all = 0, before = 0;
+    for (size_t r = 0; r < model.ropes_.size(); r++) {
+        if (r < static_cast<size_t>(layer.rope)) before += 2 * model.ropes_[r].frequencies.size();
+        all += 2 * model.ropes_[r].frequencies.size();
+    }
+    const float* cos = turns_.floats() + row * all + before;
+    const auto norm = spec.norm == NormKind::RMS ? k.rms_norm : k.layer_norm;
+
+    const auto finish_projection = [&](float* y, size_t heads, const std::vector<float>& bias,
+                                       const std::vector<float>& weight, bool turns) {
+        if (!bias.empty()) k.add(bias.data(), heads * size, y);
+        for (size_t i = 0; i < heads * size && spec.clip_qkv != 0; i++)
+            y[i] = std::min(std::max(y[i], -spec.clip_qkv), spec.clip_qkv);
+        if (!turns) return;
+        if (spec.qk_norm == QKNorm::WHOLE) norm(y, heads * size, spec.eps, data_or_null(weight), nullptr, y);
+        for (size_t h = 0; h < heads; h++) {
+            const float* own = weight.empty() ? nullptr : weight.data() + (spec.qk_norm == QKNorm::PER_HEAD ? h * size : 0);
+            if (spec.qk_norm == QKNorm::SHARED || spec.qk_norm == QKNorm::PER_HEAD)
+                norm(y + h * size, size, spec.eps, own, nullptr, y + h * size);
+            k.rotate(y + h * size, cos, cos + pairs, pairs);
+        }
+    };
+    float* q = q_.floats() + row * q_stride_;
+    float* keys = k_.floats() + row * kv_stride_;
+    float* values = v_.floats() + row * kv_stride_;
+    finish_projection(q, spec.heads, layer.q.bias, layer.q_norm, true);
+    finish_projection(keys, spec.kv_heads, layer.k.bias, layer.k_norm, true);
+    finish_projection(values, spec.kv_heads, layer.v.bias, {}, false);
+
+    const size_t group = spec.group(), position = position_[row];
+    const int32_t page = batch_->table(seen.group, sequence_of_[row])[position / PAGE];
+    for (size_t head = 0; head < spec.kv_heads; head++) {
+        if (page >= 0) cache_->write(seen, page, head, position % PAGE, keys + head * size, values + head * size);
+        for (size_t g = 0; g < group; g++)  // queries lie as (kv head, row, query head of it)
+            prepare(q + (head * group + g) * size, queries_, (head * rows_ + row) * group + g);
+    }
+}
+
+// Columns of the hidden layer that are computed at a time: few enough for a cache, whole blocks of 32.
+static size_t group_of_columns(size_t rows) { return std::max<size_t>(32, 16384 / std::max<size_t>(rows, 1) / 32 * 32); }
+
+void Work::feed_forward(const Layer& layer, const Acts& acts, int thread) {
+    const size_t panels = layer.up.weight.panels(), per_group = group_of_columns(rows_) / PANEL;
+    const Range mine = share(panels, thread, model.pool().size(), 2);  // blocks of 32 columns stay whole
+    for (size_t first = mine.begin; first < mine.end; first += per_group)
+        gate_and_up(layer, acts, {first, std::min(first + per_group, mine.end)}, thread);
+    model.pool().barrier();
+    project({{&layer.down, fed_.floats(), width_stride_}}, hidden_.acts(), thread);
+}
+
+void Work::gate_and_up(const Layer& layer, const Acts& acts, Range panels, int thread) {
+    Scratch& scratch = scratch_[thread];
+    const size_t count = panels.end - panels.begin, begin = panels.begin * PANEL, ldy = count * PANEL;
+    const size_t columns = std::min(ldy, spec.ffn - begin);
+    for (Buffer* buffer : {&scratch.gate, &scratch.up}) buffer->grow(4 * rows_ * ldy);
+    const auto product = [&](const Linear& linear, float* y) {
+        const Matrix& m = linear.weight;
+        k.matmul[static_cast<int>(m.type)](m.panel(panels.begin), count, m.panel_bytes, acts, y, ldy, false);
+        for (size_t row = 0; row < rows_ && !linear.bias.empty(); row++)
+            k.add(linear.bias.data() + begin, columns, y + row * ldy);
+    };
+    product(layer.up, scratch.up.floats());
+    if (spec.gated) product(layer.gate, scratch.gate.floats());
+    Acts out = part_of(hidden_.acts(), 0, begin);
+    out.columns = columns;
+    for (size_t row = 0; row < rows_; row++) {
+        float* up = scratch.up.floats() + row * ldy;
+        if (spec.gated)
+            k.activate(spec.activation, scratch.gate.floats() + row * ldy, up, columns, up);
+        else
+            k.activate(spec.activation, up, nullptr, columns, up);
+        k.prepare(up, hidden_.forms(), out, row);
+    }
+}
+
+}  // namespace geode

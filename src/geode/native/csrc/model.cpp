@@ -1,0 +1,266 @@
+#include "model.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "head.h"
+#include "work.h"
+
+namespace geode {
+
+Model::Model(const Spec& spec, std::vector<Seen> layers, std::vector<int> rope_of, std::vector<Rope> ropes,
+             const Kernels& kernels, int threads)
+    : spec_(spec),
+      seen_(std::move(layers)),
+      ropes_(std::move(ropes)),
+      kernels_(kernels),
+      pool_(threads),
+      layers_(spec.depth),
+      screened_(std::make_unique<ScreenedHead>()),
+      work_(std::make_unique<Work>(*this)) {
+    for (size_t i = 0; i < spec.depth; i++) layers_[i].rope = rope_of[i];
+    name_weights();
+}
+
+Model::~Model() = default;
+
+void Model::name_weights() {
+    const auto linear = [this](const std::string& name, Linear& to) {
+        matrices_[name + ".weight"] = &to.weight;
+        vectors_[name + ".bias"] = &to.bias;
+    };
+    const auto norm = [this](const std::string& name, Norm& to, bool present) {
+        to.present = present;
+        vectors_[name + ".weight"] = &to.weight;
+        vectors_[name + ".bias"] = &to.bias;
+    };
+    const BlockKind kind = spec_.block;
+    const bool before = kind != BlockKind::POST, after = kind == BlockKind::POST || kind == BlockKind::SANDWICH;
+    for (size_t i = 0; i < spec_.depth; i++) {
+        Layer& layer = layers_[i];
+        const std::string at = "blk." + std::to_string(i) + ".";
+        norm(at + "attn_norm", layer.attn_norm, before);
+        norm(at + "ffn_norm", layer.ffn_norm, before && kind != BlockKind::PARALLEL_SHARED);
+        norm(at + "post_attention_norm", layer.post_attention_norm, after);
+        norm(at + "post_ffw_norm", layer.post_ffw_norm, after);
+        vectors_[at + "attn_q_norm.weight"] = &layer.q_norm;
+        vectors_[at + "attn_k_norm.weight"] = &layer.k_norm;
+        linear(at + "attn_q", layer.q);
+        linear(at + "attn_k", layer.k);
+        linear(at + "attn_v", layer.v);
+        linear(at + "attn_output", layer.output);
+        linear(at + "ffn_gate", layer.gate);
+        linear(at + "ffn_up", layer.up);
+        linear(at + "ffn_down", layer.down);
+    }
+    norm("output_norm", output_norm_, true);
+    matrices_["token_embd.weight"] = &token_embd_;
+    matrices_["output.weight"] = &output_.weight;
+}
+
+void Model::load(const std::string& name, QType type, size_t rows, size_t columns, const uint8_t* source, bool mapped) {
+    Matrix& matrix = *matrices_.at(name);
+    if (name == head_name()) {
+        screened_->clear();
+        const bool may = spec_.screen_head && ScreenedHead::fits(type, columns) && rows == spec_.vocab;
+        if (may && screened_->load(rows, columns, source, mapped, pool_)) {
+            matrix = Matrix();
+            return;
+        }
+    }
+    const size_t stride = row_bytes(type, columns);
+    matrix = empty_matrix(type, rows, columns);
+    const size_t step = std::max<size_t>(1, (size_t{1} << 20) / (stride * PANEL));  // a megabyte of the file at a time
+    pool_.run([&](int thread) {
+        const Range mine = share(matrix.panels(), thread, pool_.size());
+        for (size_t first = mine.begin; first < mine.end; first += step) {
+            const size_t last = std::min(first + step, mine.end), end = std::min(last * PANEL, rows);
+            pack_panels(matrix, source, stride, first, last);
+            if (mapped) forget_pages(source + first * PANEL * stride, (end - first * PANEL) * stride);
+        }
+    });
+}
+
+void Model::forward(const Batch& batch, Cache& cache, float* out) { work_->forward(batch, cache, out); }
+
+size_t Model::nbytes() const {
+    size_t total = screened_->nbytes();
+    for (const auto& [name, matrix] : matrices_) total += matrix->data.size();
+    for (const auto& [name, vector] : vectors_) total += vector->size() * sizeof(float);
+    return total;
+}
+
+size_t Model::nbytes(const std::string& name) const {
+    return is_screened(name) ? screened_->nbytes() : matrices_.at(name)->data.size();
+}
+
+void Model::unpack(const std::string& name, size_t row, uint8_t* out) const {
+    if (is_screened(name)) return screened_->unpack_row(row, out);
+    unpack_row(*matrices_.at(name), row, out);
+}
+
+void Model::embed(size_t token, float* out, std::vector<uint8_t>& scratch) const {
+    if (!spec_.tied || !screens()) return read_row(token_embd_, token, out, scratch);
+    scratch.resize(row_bytes(QType::Q8_0, spec_.width));
+    screened_->unpack_row(token, scratch.data());
+    dequantize(QType::Q8_0, scratch.data(), spec_.width, out);
+}
+
+bool Model::screens() const { return static_cast<bool>(*screened_); }
+
+size_t Model::head_bytes_read() const { return screened_->bytes_read(); }
+
+namespace {
+
+// Hidden states times panels of the head, whichever way it is held.
+class HeadProduct {
+public:
+    // `as_found`: bit for bit the logits of Model::candidates. Otherwise a screened head, too, is multiplied as its
+    // type's panels are, which rounds elsewhere and takes half of the time where there are many rows.
+    HeadProduct(const Kernels& k, const ScreenedHead& screened, const Matrix& plain, const float* hidden, size_t rows,
+                size_t width, bool as_found)
+        : k_(k), screened_(screened), plain_(plain), type_(screened ? QType::Q8_0 : plain.type) {
+        if (screened && as_found) {
+            input_ = std::make_unique<HeadInput>(k, hidden, rows, width, screened.largest_scale());
+            return;
+        }
+        acts_.resize(rows, width, k.form[static_cast<int>(type_)]);
+        for (size_t row = 0; row < rows; row++) k.prepare(hidden + row * width, acts_.forms(), acts_.acts(), row);
+    }
+
+    size_t rows() const { return screened_ ? screened_.rows() : plain_.rows; }
+    size_t panels() const { return screened_ ? screened_.panels() : plain_.panels(); }
+
+    // Panels [first, first + count): y[m · ldy + 16 · p + i]. `scratch` is the thread's own.
+    void operator()(size_t first, size_t count, float* y, size_t ldy, std::vector<uint8_t>& scratch) const {
+        if (input_) return screened_.product(k_, first, count, *input_, y, ldy);
+        const size_t bytes = panel_bytes(type_, acts_.acts().columns);
+        if (screened_) {
+            scratch.resize(count * bytes);
+            for (size_t p = 0; p < count; p++) k_.head_panel(screened_.planes(), first + p, &scratch[p * bytes]);
+        }
+        const uint8_t* panels = screened_ ? scratch.data() : plain_.panel(first);
+        k_.matmul[static_cast<int>(type_)](panels, count, bytes, acts_.acts(), y, ldy, false);
+    }
+
+private:
+    const Kernels& k_;
+    const ScreenedHead& screened_;
+    const Matrix& plain_;
+    const QType type_;
+    std::unique_ptr<HeadInput> input_;
+    ActBuffer acts_;
+};
+
+}  // namespace
+
+void Model::head(const float* hidden, size_t rows, float* out, size_t stride) {
+    const HeadProduct product(kernels_, *screened_, *matrices_.at(head_name()), hidden, rows, spec_.width, true);
+    pool_.run([&](int thread) {
+        const Range mine = share(product.panels(), thread, pool_.size());
+        if (mine.begin == mine.end) return;
+        float* y = out + mine.begin * PANEL;
+        const size_t columns = (mine.end - mine.begin) * PANEL;
+        std::vector<uint8_t> scratch;
+        product(mine.begin, mine.end - mine.begin, y, stride, scratch);
+        if (spec_.final_softcap == 0) return;
+        for (size_t row = 0; row < rows; row++) kernels_.scale_and_cap(y + row * stride, columns, 1, spec_.final_softcap);
+    });
+}
+
+std::vector<Found> Model::candidates(const float* hidden, const std::vector<Need>& needs) {
+    const HeadInput in(kernels_, hidden, needs.size(), spec_.width, screened_->largest_scale());
+    if (in.is_finite()) return screened_->find(kernels_, pool_, in, needs, spec_.final_softcap);
+    std::vector<Found> all(needs.size());  // nothing is known of bounds that may not be numbers
+    const size_t stride = round_up(spec_.vocab, PANEL);
+    std::vector<float> logits(stride);
+    for (size_t row = 0; row < needs.size(); row++) {
+        head(hidden + row * spec_.width, 1, logits.data(), stride);
+        all[row].logits.assign(logits.begin(), logits.begin() + needs[row].size);
+        for (size_t id = 0; id < needs[row].size; id++) all[row].ids.push_back(static_cast<int32_t>(id));
+    }
+    return all;
+}
+
+namespace {
+
+// What one thread has seen of a row's logits: the largest, where, and Σ e^(logit - largest).
+struct Tally {
+    float peak = -INFINITY;
+    size_t best = 0;
+    double total = 0;
+
+    void add(float* logits, size_t n, size_t first, size_t real, const Kernels& k) {
+        const float most = k.largest(logits, n);
+        if (first < real) {
+            const size_t mine = std::min(n, real - first);
+            const float real_most = mine == n ? most : k.largest(logits, mine);
+            if (real_most > best_value) {
+                best_value = real_most;
+                best = first + (std::find(logits, logits + mine, real_most) - logits);
+            }
+        }
+        join(most, 0);
+        float part[64];
+        for (size_t i = 0; i < n; i += 64) {
+            const size_t size = std::min<size_t>(64, n - i);
+            std::fill(std::copy(logits + i, logits + i + size, part), part + 64, -INFINITY);
+            total += k.exponentials(part, 64, peak);
+        }
+    }
+
+    void join(float other, double other_total) {
+        const float highest = std::max(peak, other);
+        if (highest == -INFINITY) return;
+        total = total * std::exp(static_cast<double>(peak) - highest) +
+                other_total * std::exp(static_cast<double>(other) - highest);
+        peak = highest;
+    }
+
+    float best_value = -INFINITY;
+};
+
+}  // namespace
+
+void Model::score(const float* hidden, const int32_t* targets, size_t rows, size_t real, double* logprobs,
+                  bool* greedy) {
+    const HeadProduct product(kernels_, *screened_, *matrices_.at(head_name()), hidden, rows, spec_.width, false);
+    const int threads = pool_.size();
+    constexpr size_t STEP = 16;  // panels: 256 logits of a row at a time
+    std::vector<Tally> tallies(threads * rows);
+    std::vector<float> hit(rows, 0.0f);
+    std::vector<Buffer> buffers(threads);
+    for (Buffer& buffer : buffers) buffer = Buffer(4 * rows * STEP * PANEL);
+    pool_.run([&](int thread) {
+        const Range mine = share(product.panels(), thread, threads);
+        float* y = buffers[thread].floats();
+        std::vector<uint8_t> scratch;
+        for (size_t first = mine.begin; first < mine.end; first += STEP) {
+            const size_t count = std::min(STEP, mine.end - first), begin = first * PANEL;
+            const size_t columns = std::min(count * PANEL, product.rows() - begin);
+            product(first, count, y, STEP * PANEL, scratch);
+            for (size_t row = 0; row < rows; row++) {
+                float* logits = y + row * STEP * PANEL;
+                if (spec_.final_softcap != 0) kernels_.scale_and_cap(logits, columns, 1, spec_.final_softcap);
+                const size_t target = targets[row];
+                if (target >= begin && target < begin + columns) hit[row] = logits[target - begin];
+                tallies[thread * rows + row].add(logits, columns, begin, real, kernels_);
+            }
+        }
+    });
+    for (size_t row = 0; row < rows; row++) {
+        Tally all = tallies[row];
+        for (int t = 1; t < threads; t++) {
+            const Tally& other = tallies[t * rows + row];
+            if (other.best_value > all.best_value) {
+                all.best_value = other.best_value;
+                all.best = other.best;
+            }
+            all.join(other.peak, other.total);
+        }
+        logprobs[row] = static_cast<double>(hit[row]) - all.peak - std::log(all.total);
+        greedy[row] = all.best == static_cast<size_t>(targets[row]);
+    }
+}
+
+}  // namespace geode

@@ -1,0 +1,102 @@
+// The buffers of one forward, kept from call to call, and what its stages share.
+#pragma once
+#include "model.h"
+
+namespace geode {
+
+// Rows of an activation with memory for the forms that are asked for.
+class ActBuffer {
+public:
+    // Makes room; the padding columns are zero.
+    void resize(size_t rows, size_t columns, unsigned forms);
+    const Acts& acts() const { return acts_; }
+    Acts& acts() { return acts_; }
+    unsigned forms() const { return forms_; }
+
+private:
+    Acts acts_;
+    unsigned forms_ = 0;
+    size_t capacity_ = 0;  // rows
+    Buffer memory_;
+};
+
+// One block of query rows of one key/value head of one sequence, and the chunks of positions that it looks at.
+struct AttentionItem {
+    size_t sequence, head, row, rows;  // rows of the batch [row, row + rows)
+    size_t first_chunk, chunks;
+    size_t partial;  // where its partial results begin, in chunks of `partial_floats`
+};
+
+struct Work {
+    explicit Work(Model& model) : model(model), k(model.kernels()), spec(model.spec()) {}
+
+    void forward(const Batch& batch, Cache& cache, float* out);
+
+    Model& model;
+    const Kernels& k;
+    const Spec& spec;
+
+private:
+    struct Scratch {  // of one thread
+        Buffer scores, weights, sums, gate, up, row;
+        ActBuffer p;
+        std::vector<uint8_t> bytes;
+    };
+
+    void prepare_buffers();
+    void plan_attention(const Layer& layer, const Seen& seen);
+
+    // What every thread runs; barriers inside.
+    void run(int thread);
+    void begin(int thread);
+    void block(const Layer& layer, const Seen& seen, int thread);
+    void finish(float* out, int thread);
+
+    // Stages over rows: a thread's rows are the same in all of them.
+    void enter(const Layer& layer, int thread);
+    void between(const Layer& layer, int thread);
+    void leave(const Layer& layer, int thread);
+    void heads(const Layer& layer, const Seen& seen, int thread);
+    void heads_of_row(const Layer& layer, const Seen& seen, size_t row, Scratch& scratch);
+
+    // Stages over panels.
+    struct Product {
+        const Linear* linear;
+        float* y;
+        size_t ldy;
+    };
+    void project(const std::vector<Product>& products, const Acts& acts, int thread);
+    void feed_forward(const Layer& layer, const Acts& acts, int thread);
+    void gate_and_up(const Layer& layer, const Acts& acts, Range panels, int thread);
+
+    // attention.cpp
+    void attend(const Layer& layer, const Seen& seen, int thread);
+    void attend_item(const AttentionItem& item, const Seen& seen, int thread);
+    void chunk(const AttentionItem& item, const Seen& seen, size_t index, float* sums, float* peaks, float* totals,
+               Scratch& scratch);
+    void values_times_weights(const AttentionItem& item, const Seen& seen, Range pages, size_t rows, Acts p, float* sums,
+                              Scratch& scratch);
+    void combine(const AttentionItem& item);
+    Range visible(const Seen& seen, size_t position) const;
+    size_t position_of(size_t row) const { return position_[row]; }
+
+    void normalise(const Norm& norm, const float* x, float* out) const;
+    void prepare(const float* x, ActBuffer& to, size_t row) const { k.prepare(x, to.forms(), to.acts(), row); }
+    void store_residual(const Norm* norm, const std::vector<float>& bias, float* y, size_t row);
+    Range rows_of(int thread) const { return share(rows_, thread, model.pool().size()); }
+
+    const Batch* batch_ = nullptr;
+    Cache* cache_ = nullptr;
+    float* out_ = nullptr;
+    size_t rows_ = 0;
+    std::vector<size_t> sequence_of_, position_;  // of each row
+    Buffer x_, q_, k_, v_, attended_, attention_, fed_, turns_;
+    size_t q_stride_ = 0, kv_stride_ = 0, width_stride_ = 0;
+    ActBuffer in_, in2_, queries_, attended_acts_, hidden_;
+    std::vector<Scratch> scratch_;
+    std::vector<AttentionItem> items_;
+    bool split_ = false;
+    Buffer partials_;
+};
+
+}  // namespace geode

@@ -1,0 +1,289 @@
+"""Running the extension's model for generation: batches of rows, pages, chunks of prompts.
+
+Keeps the contract of `generate.Executor`; what is sampled, and text, are not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..config import Config
+from ..errors import BackendError, CapacityError, OptionError
+from ..memory import available
+from ..tensors import Tensors
+from . import extension, weights
+from .pages import PAGE, Group, Pages, Text, groups, table
+
+CHUNK = 512  # rows that one forward takes at most: enough to keep the multipliers busy, few enough for the caches
+LOGITS = 1 << 24  # numbers of logits that exist at a time while a text is scored
+KV_TYPES = {"auto": "", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
+SHORT = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+
+
+def open(
+    config: Config,
+    tensors: Tensors,
+    dtype: str = "auto",
+    threads: int | None = None,
+    kv_type: str = "auto",
+    quantize: str | None = None,
+) -> Executor:
+    """A network on the CPU. dtype "auto" keeps every tensor in the bits that its file has.
+
+    `quantize` packs float matrices while they are loaded: "q8_0", "q4_0" or "q4_k_m". `kv_type` is what keys and values
+    are kept in: "float32", "float16", "bfloat16" or "q8_0"; "auto" is float32 where most weights are, else the narrower
+    type that this CPU multiplies. Raises BackendError, OptionError, TensorError.
+    """
+    kv = _kv_type(config, tensors, kv_type, dtype)
+    model = _model(config, extension.threads(threads))
+    weights.load(model, config, tensors, _types(config, tensors, dtype, quantize))
+    return Executor(config, model, kv)
+
+
+def _kv_type(config: Config, tensors: Tensors, asked: str, dtype: str) -> str:
+    name = SHORT.get(asked, asked)
+    if name not in KV_TYPES:
+        raise OptionError(f"kv_type must be one of {', '.join(KV_TYPES)}; {asked!r} was given.")
+    if name == "q8_0" and config.head_dim % 32:
+        raise OptionError(
+            f"kv_type q8_0 packs runs of 32 channels, and this model's heads have {config.head_dim}. Use bfloat16."
+        )
+    if name != "auto":
+        return KV_TYPES[name]
+    wide = sum(entry.nbytes for entry in tensors.entries.values() if entry.type in ("F32", "F64"))
+    if dtype == "float32" or (dtype == "auto" and wide > tensors.nbytes / 2):
+        return "F32"
+    return "BF16" if extension.isa() in ("avx512", "amx") else "F16"
+
+
+def _types(config: Config, tensors: Tensors, dtype: str, quantize: str | None) -> dict[str, str]:
+    """What each matrix is to become; those that stay as they are have no entry."""
+    names = [name for name in tensors.entries if weights.is_matrix(name)]
+    if dtype != "auto":
+        if quantize is not None:
+            raise OptionError(f"dtype={dtype!r} and quantize={quantize!r} contradict each other. Give one of them.")
+        return dict.fromkeys(names, {"float32": "F32", "bfloat16": "BF16"}[dtype])
+    if quantize is None:
+        return {}
+    from ..mixes import plan
+
+    found = plan(config, quantize)
+    return {name: found[name] for name in names if tensors.entries[name].type in ("F64", "F32", "F16", "BF16")}
+
+
+def _model(config: Config, threads: int) -> Any:
+    ropes = tuple(dict.fromkeys(layer.rope for layer in config.layers))
+    return extension.module().Model(
+        {
+            **{name: getattr(config, name) for name in ("vocab", "width", "depth", "heads", "kv_heads", "head_dim")},
+            **{name: getattr(config, name) for name in ("ffn", "block", "qk_norm", "activation", "gated", "scale")},
+            **{name: getattr(config, name) or 0.0 for name in ("attn_softcap", "final_softcap", "clip_qkv")},
+            "norm": config.norm.kind,
+            "eps": config.norm.eps,
+            "embedding_scale": float(config.width) ** 0.5 if config.scale_embedding else 0.0,
+            "tied": config.tied,
+        },
+        _seen(config),
+        [ropes.index(layer.rope) for layer in config.layers],
+        [(rope.frequencies(config.head_dim), rope.magnitude) for rope in ropes],
+        extension.isa(),
+        threads,
+    )
+
+
+def _seen(config: Config) -> list[tuple[int, int, int]]:
+    """For each layer its window (0: none), its group and its place there."""
+    found: dict[int, tuple[int, int, int]] = {}
+    for number, group in enumerate(groups(config)):
+        for place, layer in enumerate(group.layers):
+            found[layer] = (group.window or 0, number, place)
+    return [found[i] for i in range(config.depth)]
+
+
+@dataclass
+class State:
+    """Texts in progress and the memory that holds their keys and values."""
+
+    cache: Any
+    texts: list[Text]
+
+
+@dataclass
+class Part:
+    """Some consecutive tokens of one text of a batch; `last` asks for the hidden state after the last of them."""
+
+    text: Text
+    tokens: Sequence[int] | np.ndarray
+    last: bool = True
+    wanted: range | None = None  # rows among `tokens`, instead of the last
+
+
+class Executor:
+    """An extension's model behind the contract of `generate.Executor`."""
+
+    def __init__(self, config: Config, model: Any, kv_type: str):
+        self.config = config
+        self.kv_type = kv_type
+        self._model = model
+        self._groups = groups(config)
+
+    @property
+    def model(self) -> Any:
+        if self._model is None:
+            raise BackendError("This model was closed. Load it again.")
+        return self._model
+
+    def close(self) -> None:
+        """Lets go of the weights; whatever is asked afterwards is refused."""
+        self._model = None
+
+    def rows(self, ids: Sequence[int], start: int = 0) -> Iterator[np.ndarray]:
+        """Float32 logits (t, V) after positions start … T-1, in chunks."""
+        step = max(1, min(CHUNK, LOGITS // self.config.vocab))
+        for hidden in self._hidden(ids, start):
+            for at in range(0, len(hidden), step):
+                yield self._logits(hidden[at : at + step])
+
+    def score(self, ids: Sequence[int], start: int, size: int | None = None) -> tuple[list[float], list[bool]]:
+        """For the ids from `start` on: log-probability, and whether the id is the likeliest of the first `size`.
+
+        Logits never exist whole.
+        """
+        logprobs: list[float] = []
+        greedy: list[bool] = []
+        for hidden in self._hidden(ids[:-1], start - 1):
+            done = start + len(logprobs)
+            targets = np.asarray(ids[done : done + len(hidden)], np.int32)
+            some, best = self.model.score(hidden, targets, size or self.config.vocab)
+            logprobs += some
+            greedy += best
+        return logprobs, greedy
+
+    def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[State, np.ndarray]:
+        """Logits (B, V) after each prompt's last token, and the state to go on from."""
+        state = self._begin([len(prompt) for prompt in prompts], room)
+        hidden = np.empty((len(prompts), self.config.width), np.float32)
+        for numbers, parts in _chunks(prompts, state.texts):
+            ends = [number for number, part in zip(numbers, parts, strict=True) if part.last]
+            hidden[ends] = self._forward(state, parts)
+        return state, self._logits(hidden)
+
+    def step(self, state: State, tokens: Sequence[int]) -> tuple[State, np.ndarray]:
+        """One more token for each row -> logits (B, V). A row whose context is full gets its last logits' like, noise."""
+        full = [text.length >= self.config.context for text in state.texts]
+        parts = [Part(text, [token]) for text, token, is_full in zip(state.texts, tokens, full, strict=True) if not is_full]
+        hidden = np.zeros((len(tokens), self.config.width), np.float32)
+        if parts:
+            hidden[[not is_full for is_full in full]] = self._forward(state, parts)
+        return state, self._logits(hidden)
+
+    def facts(self) -> dict[str, Any]:
+        """What a benchmark tells of the engine."""
+        model = self.model
+        embedding = 0 if self.config.tied else self._embedding_bytes
+        return {
+            "isa": model.isa,
+            "threads": model.threads,
+            "kv_type": self.kv_type,
+            "weights_bytes": model.nbytes,
+            "bytes_per_token": model.nbytes - embedding,
+        }
+
+    @property
+    def _embedding_bytes(self) -> int:
+        return int(self.model.matrix_bytes("token_embd.weight"))
+
+    def _logits(self, hidden: np.ndarray) -> np.ndarray:
+        logits: np.ndarray = self.model.head(hidden)
+        return logits[:, : self.config.vocab]
+
+    def _hidden(self, ids: Sequence[int], start: int) -> Iterator[np.ndarray]:
+        """Hidden states after positions start … T-1, in chunks."""
+        state = self._begin([len(ids)], 0)
+        for at in range(0, len(ids), CHUNK):
+            part = Part(state.texts[0], ids[at : at + CHUNK])
+            part.wanted = range(max(start - at, 0), len(part.tokens))
+            hidden = self._forward(state, [part])
+            if len(hidden):
+                yield hidden
+
+    def _begin(self, lengths: Sequence[int], room: int) -> State:
+        """Memory for texts of such lengths and up to `room` more tokens each, as far as memory goes."""
+        wanted = counts = [self._pages(group, lengths, room) for group in self._groups]
+        sizes = [self._page_bytes(group) for group in self._groups]
+        free = available()
+        if free is not None and sum(n * size for n, size in zip(counts, sizes, strict=True)) > free:
+            least = [self._pages(group, lengths, min(room, PAGE)) for group in self._groups]
+            need = sum(n * size for n, size in zip(least, sizes, strict=True))
+            if need > free:
+                raise CapacityError(
+                    f"Keys and values of {sum(lengths)} tokens need {need / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB "
+                    "are free. Give a shorter text, fewer together, or a narrower --kv-type (q8_0 takes half)."
+                )
+            share = (free - need) / max(1, sum(n * size for n, size in zip(counts, sizes, strict=True)) - need)
+            counts = [few + int((many - few) * share) for few, many in zip(least, counts, strict=True)]
+        cache = extension.module().Cache(
+            self.kv_type, self.config.kv_heads, self.config.head_dim, _seen(self.config), counts
+        )
+        pages = Pages(counts, short=counts != wanted)
+        return State(cache, [Text(pages, self._groups) for _ in lengths])
+
+    def _pages(self, group: Group, lengths: Sequence[int], room: int) -> int:
+        most = max(self.config.context, *lengths)
+        return sum(group.pages(min(length + room, most), min(length, CHUNK)) for length in lengths)
+
+    def _page_bytes(self, group: Group) -> int:
+        itemsize = {"F32": 4, "F16": 2, "BF16": 2, "Q8_0": 1.125}[self.kv_type]
+        return int(len(group.layers) * 2 * self.config.kv_width * itemsize * PAGE)
+
+    def _forward(self, state: State, parts: Sequence[Part]) -> np.ndarray:
+        """Hidden states (W, D) after the wanted rows of all parts; their tokens are in the cache then."""
+        sizes = [len(part.tokens) for part in parts]
+        starts = np.cumsum([0, *sizes]).astype(np.int32)
+        for part, size in zip(parts, sizes, strict=True):
+            part.text.extend(size)
+        texts = [part.text for part in parts]
+        hidden: np.ndarray = self.model.forward(
+            state.cache,
+            np.concatenate([np.asarray(part.tokens, np.int32) for part in parts]),
+            starts,
+            np.asarray([text.length for text in texts], np.int32),
+            [table(texts, number) for number in range(len(self._groups))],
+            np.asarray(_wanted(parts, starts), np.int32),
+        )
+        for part, size in zip(parts, sizes, strict=True):
+            part.text.advance(size)
+        return hidden
+
+
+def _wanted(parts: Sequence[Part], starts: np.ndarray) -> list[int]:
+    found: list[int] = []
+    for part, start in zip(parts, starts, strict=False):
+        rows = part.wanted if part.wanted is not None else [len(part.tokens) - 1] * part.last
+        found += [int(start) + row for row in rows]
+    return found
+
+
+def _chunks(prompts: Sequence[Sequence[int]], texts: Sequence[Text]) -> Iterator[tuple[list[int], list[Part]]]:
+    """All prompts cut into batches of at most CHUNK rows, one prompt after the other: their numbers, their parts."""
+    numbers: list[int] = []
+    parts: list[Part] = []
+    room = CHUNK
+    for number, prompt in enumerate(prompts):
+        at = 0
+        while at < len(prompt):
+            size = min(room, len(prompt) - at)
+            numbers.append(number)
+            parts.append(Part(texts[number], prompt[at : at + size], last=at + size == len(prompt)))
+            at, room = at + size, room - size
+            if room == 0:
+                yield numbers, parts
+                numbers, parts, room = [], [], CHUNK
+    if parts:
+        yield numbers, parts
+
+
