@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import geode
-import geode.checkpoint
 import geode.chat
+import geode.checkpoint
 import geode.lm
 from geode.io import hub
 from geode.native import executor, extension

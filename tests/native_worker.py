@@ -38,7 +38,7 @@ def forked(lm: Any) -> list[int]:
 
 if __name__ == "__main__":
     words = ["run", sys.argv[1], "--on", "native", "--ids", "3,4,5", "--max-tokens", "4"]
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO())):
         code = main(words)
     found: dict[str, Any] = {"run": code, "frameworks": sorted(FRAMEWORKS & set(sys.modules))}
     lm = geode.load(sys.argv[1], on="native", threads=2)

@@ -83,4 +83,6 @@ def write_gguf(path: Path, kind: str = "F32", config: Config = SMALL, seed: int 
 def packed_row(tensors: Tensors, name: str, row: int) -> bytes:
     """The bytes of one row of a matrix, whatever its type."""
     array = tensors[name]
-    return bytes(array.data[row]) if isinstance(array, QTensor) else bytes(np.ascontiguousarray(array[row]).view(np.uint8))
+    return (
+        bytes(array.data[row]) if isinstance(array, QTensor) else bytes(np.ascontiguousarray(array[row]).view(np.uint8))
+    )

@@ -31,14 +31,14 @@ class Clocked:
     def pass_time(self, seconds):
         self.now += seconds * (10 if self.runs == 1 else 1)
 
-    def prefill(self, prompts, room):
+    def prefill(self, prompts, room, needs=None):
         self.runs += 1
         self.log.append([*map(len, prompts), 0])
         self.prompt = prompts[0]
         self.pass_time(0.01 * len(prompts[0]))
         return "state", self.logits()
 
-    def step(self, state, tokens):
+    def step(self, state, tokens, needs=None):
         assert tokens == [END]
         self.log[-1][-1] += 1
         self.pass_time(0.05)

@@ -15,6 +15,7 @@ from geode import Fake, lm
 from geode.cli import chat, doctor, draw, main, options, screen
 from geode.config import Attn, Bands, Config, Factors, Norm, Rope, Stretch, Yarn
 from geode.io import gguf, hub, safetensors
+from geode.native import extension
 from geode.tensors import shapes
 
 
@@ -624,6 +625,35 @@ def test_doctor_quick_tells_versions_machine_and_what_is_missing(capsys):
     assert facts["machine"]["cores"] >= 1 and facts["machine"]["disk_free"] > 0
     assert main(["doctor", "--quick"]) == 0
     assert f"numpy            {np.__version__}" in capsys.readouterr().out
+
+
+def test_doctor_tells_what_the_native_engine_would_use(capsys, monkeypatch):
+    module = SimpleNamespace(isas=lambda: ["fast", "slow"], usable_cores=lambda: 3)
+    monkeypatch.setattr(extension, "module", lambda: module)
+    monkeypatch.setattr(extension, "is_there", lambda: True)
+    monkeypatch.delenv("GEODE_ISA", raising=False)
+    assert main(["doctor", "--quick"]) == 0
+    assert "native  fast, 3 threads; GEODE_ISA may be slow\n" in capsys.readouterr().out
+    monkeypatch.setenv("GEODE_ISA", "slow")
+    assert main(["doctor", "--quick", "--json"]) == 0
+    facts = {"built": True, "isa": "slow", "isas": ["fast", "slow"], "threads": 3, "problem": None}
+    assert json.loads(capsys.readouterr().out)["native"] == facts
+    monkeypatch.setenv("GEODE_ISA", "none")
+    assert main(["doctor", "--quick"]) == 0
+    assert "GEODE_ISA asks for 'none'" in capsys.readouterr().out
+
+
+def test_doctor_without_the_native_engine(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "geode.native._native", None)
+    monkeypatch.setattr(extension, "is_there", lambda: False)
+    assert main(["doctor", "--quick"]) == 0
+    assert "pip install ." in capsys.readouterr().out
+
+
+def test_doctor_multiplies_natively():
+    if not extension.is_there():
+        pytest.skip("the native engine was not built")
+    assert doctor._try("native") == {"works": True, "devices": [extension.isa()], "problem": None}
 
 
 TRIES = {

@@ -32,12 +32,12 @@ class OneLayer:
         for i in range(start, len(ids), 3):
             yield logits[i : i + 3]
 
-    def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[Any, np.ndarray]:
+    def prefill(self, prompts: Sequence[Sequence[int]], room: int, needs: Any = None) -> tuple[Any, np.ndarray]:
         self.left = room
         ran = [self._forward((np.empty((0, 16)), np.empty((0, 16))), prompt) for prompt in prompts]
         return [cache for cache, _ in ran], np.stack([logits[-1] for _, logits in ran])
 
-    def step(self, state: Any, tokens: Sequence[int]) -> tuple[Any, np.ndarray]:
+    def step(self, state: Any, tokens: Sequence[int], needs: Any = None) -> tuple[Any, np.ndarray]:
         assert self.left > 0, "more steps than prefill was told to keep room for"
         self.left -= 1
         self.steps += 1
@@ -80,10 +80,10 @@ class Scripted:
         self.config = Config(vocab, width=1, depth=1, heads=1, kv_heads=1, head_dim=1, ffn=1, context=context)
         self.ids = list(ids)
 
-    def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[int, np.ndarray]:
+    def prefill(self, prompts: Sequence[Sequence[int]], room: int, needs: Any = None) -> tuple[int, np.ndarray]:
         return self.step(0, [0] * len(prompts))
 
-    def step(self, state: int, tokens: Sequence[int]) -> tuple[int, np.ndarray]:
+    def step(self, state: int, tokens: Sequence[int], needs: Any = None) -> tuple[int, np.ndarray]:
         logits = np.zeros((len(tokens), self.config.vocab), np.float32)
         logits[:, self.ids[state]] = 50
         return state + 1, logits

@@ -74,11 +74,11 @@ class Bigrams:
         for i in range(start, len(ids), 2):
             yield self.table[list(ids[i : i + 2])]
 
-    def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[None, np.ndarray]:
+    def prefill(self, prompts: Sequence[Sequence[int]], room: int, needs: Any = None) -> tuple[None, np.ndarray]:
         self.batches.append(len(prompts))
         return self.step(None, [prompt[-1] for prompt in prompts])
 
-    def step(self, state: None, tokens: Sequence[int]) -> tuple[None, np.ndarray]:
+    def step(self, state: None, tokens: Sequence[int], needs: Any = None) -> tuple[None, np.ndarray]:
         return None, self.table[list(tokens)]
 
 

@@ -9,6 +9,7 @@ How logits are computed is the executor's business; what a conversation is, nobo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -18,28 +19,36 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from .errors import ContextError, OptionError, TokenizerError
-from .sampling import Params, Sampler, log_total
+from .sampling import Candidates, Need, Params, Sampler, log_total
 
 if TYPE_CHECKING:
     from .config import Config
     from .tokenizer import StreamDecoder, Tokenizer
 
 State = Any  # an executor's keys and values: made by prefill, handed to step, never looked into
+Logits = np.ndarray | list[np.ndarray | Candidates]  # of B rows: all (B, V), or what each row needs
 
 
 class Executor(Protocol):
-    """What computes logits. Ids are those of the network's rows, 0 to config.vocab - 1; logits are float32."""
+    """What computes logits. Ids are those of the network's rows, 0 to config.vocab - 1; logits are float32.
+
+    `needs` tells for each row which logits matter (None: all); an executor may give all of them nevertheless.
+    """
 
     config: Config
 
     def rows(self, ids: Sequence[int], start: int = 0) -> Iterator[np.ndarray]:
         """Logits after the positions start, start + 1 ... len(ids) - 1, in consecutive chunks (t, V)."""
 
-    def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[State, np.ndarray]:
-        """Runs B prompts of any lengths; room for `room` >= 0 more tokens each. Logits (B, V) after each last token."""
+    def prefill(
+        self, prompts: Sequence[Sequence[int]], room: int, needs: Sequence[Need | None] | None = None
+    ) -> tuple[State, Logits]:
+        """Runs B prompts of any lengths; room for `room` >= 0 more tokens each. Logits after each last token."""
 
-    def step(self, state: State, tokens: Sequence[int]) -> tuple[State, np.ndarray]:
-        """One more token for each of the B rows. Logits (B, V). The old state must not be used again."""
+    def step(
+        self, state: State, tokens: Sequence[int], needs: Sequence[Need | None] | None = None
+    ) -> tuple[State, Logits]:
+        """One more token for each of the B rows, and its logits. The old state must not be used again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,8 +143,11 @@ def stream(executor: Executor, rows: Sequence[Row]) -> Iterator[tuple[int, Piece
 
     Lazy: the next step runs when the next piece is asked for, and the time between is nobody's.
     """
+    vocab = executor.config.vocab
     begun = perf_counter()
-    state, logits = executor.prefill([row.prompt for row in rows], max(row.room for row in rows) - 1)
+    state, logits = executor.prefill(
+        [row.prompt for row in rows], max(row.room for row in rows) - 1, [row.need(vocab) for row in rows]
+    )
     for row in rows:
         row.usage.prompt_seconds = perf_counter() - begun
     begun = perf_counter()
@@ -147,7 +159,7 @@ def stream(executor: Executor, rows: Sequence[Row]) -> Iterator[tuple[int, Piece
         if all(row.finish_reason for row in rows):
             return
         begun = perf_counter()
-        state, logits = executor.step(state, [row.last for row in rows])
+        state, logits = executor.step(state, [row.last for row in rows], [row.need(vocab) for row in rows])
 
 
 def likelihood(
@@ -202,8 +214,14 @@ class Row:
     def last(self) -> int:
         return int(self._ids[self.usage.total_tokens - 1])
 
-    def take(self, logits: np.ndarray) -> Piece:
-        """Chooses the next token by its logits (V,) and says what that adds."""
+    def need(self, vocab: int) -> Need | None:
+        """What the next token's choice must know of `vocab` logits; None: all of them."""
+        if self.finish_reason is not None:
+            return Need(1, math.inf, np.empty(0, np.int32), vocab)  # nobody will look: the cheapest
+        return self._sampler.need(vocab, self._ids[: self.usage.total_tokens], len(self.prompt))
+
+    def take(self, logits: np.ndarray | Candidates) -> Piece:
+        """Chooses the next token by its logits, all (V,) or those that it needs, and says what that adds."""
         known = self.usage.total_tokens
         choice = self._sampler.pick(logits, self._ids[:known], len(self.prompt))
         self._ids[known] = choice.token

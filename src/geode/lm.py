@@ -392,12 +392,12 @@ class _Script:
         script = self._script(ids[: start + 1], self._turn)
         yield np.stack([_certain(script, i) for i in range(len(ids) - start)])
 
-    def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[Any, np.ndarray]:
+    def prefill(self, prompts: Sequence[Sequence[int]], room: int, needs: Any = None) -> tuple[Any, np.ndarray]:
         scripts = [self._script(prompt, self._turn + i) for i, prompt in enumerate(prompts)]
         self._turn += len(prompts)
         return (scripts, 1), np.stack([_certain(script, 0) for script in scripts])
 
-    def step(self, state: Any, tokens: Sequence[int]) -> tuple[Any, np.ndarray]:
+    def step(self, state: Any, tokens: Sequence[int], needs: Any = None) -> tuple[Any, np.ndarray]:
         scripts, position = state
         return (scripts, position + 1), np.stack([_certain(script, position) for script in scripts])
 
@@ -446,7 +446,9 @@ def open(
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise OptionError(f"threads must be an integer, 1 or more, or None; {threads!r} was given.")
     if backend != "native" and (kv_type, quantize) != (None, None):
-        raise OptionError(f"kv_type and quantize are the native engine's; this model runs on {backend}. Leave them out.")
+        raise OptionError(
+            f"kv_type and quantize are the native engine's; this model runs on {backend}. Leave them out."
+        )
     from . import checkpoint
     from .io import hub
 

@@ -7,6 +7,9 @@ Which model the logits came from, and what the ids spell, is not known here.
 
 The order is the one that transformers and vLLM users know (llama.cpp puts the temperature last); top-p measures the
 distribution that top-k left over. Nothing here sorts a whole vocabulary unless a flat distribution leaves no other way.
+
+Most choices depend on few logits. `Sampler.need` says on which, so that an executor may leave out the others and hand
+over `Candidates` instead of a row of logits; what is chosen, and what is drawn from the seed, is the same.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -22,6 +26,7 @@ import numpy as np
 from .errors import OptionError, TensorError
 
 GREEDY_BELOW = 1e-5  # colder than this, float32 leaves one token anyway
+FEW = 64  # a choice that depends on more than this share of all logits asks for all of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +83,25 @@ class Choice(NamedTuple):
     top: tuple[tuple[int, float], ...]
 
 
+class Need(NamedTuple):
+    """The logits that a choice depends on: the `k` largest of the ids below `size` (0: all of them) as far as they are
+    at most `gap` below the largest, ties included; and those of `ids`, ascending int32, which count for neither.
+    """
+
+    k: int
+    gap: float
+    ids: np.ndarray
+    size: int
+
+
+class Candidates(NamedTuple):
+    """Some logits, float32 (C,), of ids below `size`, ascending int32 (C,): all that were needed, perhaps more."""
+
+    ids: np.ndarray
+    logits: np.ndarray
+    size: int
+
+
 class Sampler:
     """Chooses tokens by `params`; the same seed and the same logits give the same tokens.
 
@@ -87,11 +111,27 @@ class Sampler:
     def __init__(self, params: Params, size: int | None = None):
         self.params = params
         self.size = size
-        self._random = np.random.default_rng(params.seed)
+
+    @cached_property
+    def _random(self) -> np.random.Generator:
+        """Made when something is drawn: numpy's generators take 7 MB and some milliseconds to import."""
+        return np.random.default_rng(self.params.seed)
+
+    def need(self, vocab: int, context: Sequence[int] | np.ndarray = (), given: int = 0) -> Need | None:
+        """What `pick` without a mask must know of the `vocab` logits after `context`; None: all of them."""
+        p = self.params
+        size = vocab if self.size is None else min(self.size, vocab)
+        k = 1 if p.greedy else p.top_k if p.top_k < size else 0
+        gap = math.inf if p.greedy or p.top_p < 1 else _gap(p)
+        if p.logprobs is not None or (k == 0 and gap == math.inf):
+            return None
+        ids = self._adjusted(size, context, given)
+        few = FEW * max(k, ids.size) <= size and not (ids.size and ids[-1] >= size)
+        return Need(k, gap, ids, size) if few else None
 
     def pick(
         self,
-        logits: np.ndarray,
+        logits: np.ndarray | Candidates,
         context: Sequence[int] | np.ndarray = (),
         given: int = 0,
         mask: np.ndarray | None = None,
@@ -99,31 +139,70 @@ class Sampler:
         """The token after `context`, whose first `given` ids are the prompt; `logits` float32 (V,) stay as they are.
 
         `mask`, bool (V,), allows only the ids where it is true. Raises TensorError on logits that are not finite,
-        OptionError when a bias names an id that the model lacks or the mask allows nothing.
+        OptionError when a bias names an id that the model lacks or the mask allows nothing. Without a mask, the
+        `Candidates` that `need` asked for with the same context do as well, and give the same choice.
         """
+        if isinstance(logits, Candidates):
+            return self._pick_candidate(logits, context, given)
         adjusted = self._adjust(logits[: self.size], context, given, mask)
         best = int(adjusted.argmax())  # the first NaN if there is one, and so the check costs nothing
         if not math.isfinite(adjusted[best]):
             raise _no_choice(logits, len(context) - given)
-        token = best if self.params.greedy else self._draw(adjusted, float(adjusted[best]))
+        token = best if self.params.greedy else self._draw(adjusted, float(adjusted[best]), adjusted.size)
         return self._report(logits, token)
+
+    def _pick_candidate(self, found: Candidates, context: Sequence[int] | np.ndarray, given: int) -> Choice:
+        """As `pick`; of two ids the lower has the lower place, so equals and draws come out as among all logits."""
+        logits = found.logits
+        if self.params.adjusts:
+            logits = logits.copy()
+            self._penalise(logits, context, given, found.size, lambda ids: np.searchsorted(found.ids, ids))
+        best = int(logits.argmax())
+        if not math.isfinite(logits[best]):
+            raise _no_choice(logits, len(context) - given)
+        place = best if self.params.greedy else self._draw(logits, float(logits[best]), found.size)
+        return Choice(int(found.ids[place]), None, ())
+
+    def _adjusted(self, size: int, context: Sequence[int] | np.ndarray, given: int) -> np.ndarray:
+        """The ids whose logits `_penalise` changes, ascending int32."""
+        p = self.params
+        ids = np.asarray(context, np.int64)
+        parts = [np.fromiter(p.logit_bias, np.int64, len(p.logit_bias))]
+        if p.presence_penalty or p.frequency_penalty:
+            parts.append(ids[given:])
+        if p.repetition_penalty != 1:
+            parts.append(ids[ids < size])
+        return np.unique(np.concatenate(parts)).astype(np.int32)
 
     def _adjust(
         self, logits: np.ndarray, context: Sequence[int] | np.ndarray, given: int, mask: np.ndarray | None
     ) -> np.ndarray:
-        p = self.params
-        if p.adjusts:
+        if self.params.adjusts:
             logits = logits.copy()
-            ids = np.asarray(context, np.int64)
-            penalise_repetition(logits, ids[ids < logits.size], p.repetition_penalty)  # a prompt may hold padding
-            penalise_counts(logits, ids[given:], p.presence_penalty, p.frequency_penalty)
-            add_bias(logits, p.logit_bias)
+            self._penalise(logits, context, given, logits.size, lambda ids: ids)
         return logits if mask is None else np.where(mask[: self.size], logits, np.float32(-np.inf))
 
-    @np.errstate(over="ignore")  # what overflows is -inf, and weighs nothing
-    def _draw(self, logits: np.ndarray, peak: float) -> int:
+    def _penalise(
+        self,
+        logits: np.ndarray,
+        context: Sequence[int] | np.ndarray,
+        given: int,
+        size: int,
+        places: Callable[[np.ndarray], np.ndarray],
+    ) -> None:
+        """In place; `places` tells where the logits of ids are."""
         p = self.params
-        ids = top_k(logits, p.top_k) if 0 < p.top_k < logits.size else None
+        ids = np.asarray(context, np.int64)
+        penalise_repetition(logits, places(ids[ids < size]), p.repetition_penalty)  # a prompt may hold padding
+        penalise_counts(logits, places(ids[given:]), p.presence_penalty, p.frequency_penalty)
+        biased = places(np.fromiter(p.logit_bias, np.int64, len(p.logit_bias)))
+        add_bias(logits, dict(zip(biased.tolist(), p.logit_bias.values(), strict=True)))
+
+    @np.errstate(over="ignore")  # what overflows is -inf, and weighs nothing
+    def _draw(self, logits: np.ndarray, peak: float, size: int) -> int:
+        """A place among `logits`, which are all of `size` or the candidates among them."""
+        p = self.params
+        ids = top_k(logits, p.top_k) if 0 < p.top_k < size else None
         weights = (logits if ids is None else logits[ids]) - np.float32(peak)
         weights *= np.float32(1 / p.temperature)
         np.exp(weights, out=weights)  # in place: a fresh megabyte costs more than the arithmetic
@@ -238,6 +317,13 @@ def _passing(sums: np.ndarray, goal: float) -> int:
 
 def _keep(ids: np.ndarray | None, weights: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return kept if ids is None else ids[kept], weights[kept]
+
+
+def _gap(params: Params) -> float:
+    """How far below the largest logit a token may lie that `min_p` keeps, rounding included; inf: any distance."""
+    if params.min_p < 1e-30:  # weights that small are no longer exact
+        return math.inf
+    return params.temperature * (1e-4 - 1.0001 * math.log(params.min_p))
 
 
 def _no_choice(logits: np.ndarray, step: int) -> Exception:

@@ -67,12 +67,14 @@ struct Batch {
     std::vector<int32_t> minus, half_minus;
 
     Batch(const Kernels& kernels, const std::vector<float>& x, size_t rows, size_t columns) {
-        const size_t stride = round_up(columns, 32), all = rows * stride;
+        const size_t stride = round_up(columns, 32), all = round_up(rows, 16) * stride;
         floats.resize(all), bfloats.resize(all), q.resize(all);
         scale.resize(all / 32), sum.resize(all / 32), minus.resize(all / 32);
         half_sum.resize(all / 16), half_minus.resize(all / 16);
-        acts = {rows,     columns,      stride,     floats.data(),   bfloats.data(),   q.data(), scale.data(),
-                sum.data(), minus.data(), half_sum.data(), half_minus.data()};
+        acts.rows = rows, acts.columns = columns, acts.stride = stride, acts.tall = rows > 1 ? 4 : 0;
+        acts.floats = floats.data(), acts.bfloats = bfloats.data(), acts.q = q.data();
+        acts.scale = scale.data(), acts.sum = sum.data(), acts.minus = minus.data();
+        acts.half_sum = half_sum.data(), acts.half_minus = half_minus.data();
         for (size_t row = 0; row < rows; row++)
             kernels.prepare(&x[row * columns], FLOATS | BFLOATS | INTEGERS, acts, row);
     }
@@ -119,7 +121,8 @@ float seen(const Kernels& k, QType type, const Acts& acts, size_t row, size_t i)
     unsigned form = k.form[static_cast<int>(type)];
     if ((form & INTEGERS) && (form & BFLOATS)) form = acts.rows < 16 ? INTEGERS : BFLOATS;  // AMX
     const size_t at = row * acts.stride + i;
-    if (form & INTEGERS) return acts.scale[row * (acts.stride / 32) + i / 32] * acts.q[at];
+    const size_t block = block_at(acts, row, i / 32);
+    if (form & INTEGERS) return acts.scale[block] * acts.q[32 * block + i % 32];
     return form & BFLOATS ? from_bfloat(acts.bfloats[at]) : acts.floats[at];
 }
 

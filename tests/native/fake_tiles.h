@@ -1,6 +1,8 @@
 // The tile instructions of AMX in plain C++, so that isa_amx.cpp can be tested where no CPU has them.
 // Numbers are added in the order that the manual gives; what the hardware does with denormals is not copied.
 #pragma once
+#include <immintrin.h>
+
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>

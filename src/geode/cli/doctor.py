@@ -21,6 +21,8 @@ PACKAGES = ("numpy", "ml_dtypes", "jinja2", "keras", "jax", "torch", "tensorflow
 TRY_SECONDS = 120
 REPORT = "; import json; print(json.dumps([float(y), [str(d) for d in devices]]))"
 TRIES = {
+    "native": "import numpy; from geode.native import extension as e; x = numpy.ones((8, 8), numpy.float32); "
+    "y = e.module().matmul(e.isa(), 'F32', x.view(numpy.uint8), 8, x)[0, 0]; devices = [e.isa()]",
     "jax": "import jax; x = jax.numpy.ones((8, 8)); y = (x @ x)[0, 0]; devices = jax.devices()",
     "torch": "import torch; cuda = torch.cuda.is_available(); x = torch.ones(8, 8, device='cuda' if cuda else 'cpu'); "
     "y = (x @ x)[0, 0]; devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or ['cpu']",
@@ -50,11 +52,14 @@ def add(verbs: Any) -> None:
 
 def main(args: argparse.Namespace) -> int:
     versions = {name: _version(name) for name in PACKAGES}
+    native = _native()
+    here = {**versions, "native": native["built"]}
     document: dict[str, Any] = {
         "python": platform.python_version(),
         "geode": _geode(),
         "packages": versions,
-        "backends": {} if args.quick else {name: _try(name) for name in TRIES if versions[name]},
+        "native": native,
+        "backends": {} if args.quick else {name: _try(name) for name in TRIES if here[name]},
         "machine": _machine(),
         "missing": _missing(),
     }
@@ -78,6 +83,19 @@ def _geode() -> str:
     from .. import __version__
 
     return __version__
+
+
+def _native() -> dict[str, Any]:
+    """Instruction sets and threads of the native engine, or why it cannot be used."""
+    from ..errors import BackendError
+    from ..native import extension
+
+    facts: dict[str, Any] = {"built": extension.is_there(), "isa": None, "isas": [], "threads": None, "problem": None}
+    try:
+        module = extension.module()
+        return facts | {"isas": module.isas(), "threads": extension.threads(None), "isa": extension.isa()}
+    except BackendError as problem:
+        return facts | {"problem": str(problem)}
 
 
 def _try(backend: str) -> dict[str, Any]:
@@ -175,11 +193,20 @@ def _page(facts: dict[str, Any]) -> str:
     packages = [(name, version or "not installed") for name, version in facts["packages"].items()]
     sections = [
         screen.table([("python", facts["python"]), ("geode", facts["geode"]), *packages]),
+        _native_table(facts["native"]),
         _backends(facts["backends"]),
         _machine_table(facts["machine"]),
         _missing_table(facts["missing"]),
     ]
     return "\n\n".join(filter(None, sections))
+
+
+def _native_table(native: dict[str, Any]) -> str:
+    if native["isa"] is None:
+        return screen.table([("native", native["problem"])])
+    others = ", ".join(isa for isa in native["isas"] if isa != native["isa"])
+    told = f"{native['isa']}, {native['threads']} threads" + f"; GEODE_ISA may be {others}" * bool(others)
+    return screen.table([("native", told)])
 
 
 def _backends(backends: dict[str, Any]) -> str:

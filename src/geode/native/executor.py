@@ -5,6 +5,7 @@ Keeps the contract of `generate.Executor`; what is sampled, and text, are not kn
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,9 @@ import numpy as np
 
 from ..config import Config
 from ..errors import BackendError, CapacityError, OptionError
+from ..generate import Logits
 from ..memory import available
+from ..sampling import Candidates, Need
 from ..tensors import Tensors
 from . import extension, weights
 from .pages import PAGE, Group, Pages, Text, groups, table
@@ -130,6 +133,7 @@ class Executor:
         self.kv_type = kv_type
         self._model = model
         self._groups = groups(config)
+        self._spare: list[tuple[Any, list[int]]] = []  # memory of states that are gone
 
     @property
     def model(self) -> Any:
@@ -140,6 +144,7 @@ class Executor:
     def close(self) -> None:
         """Lets go of the weights; whatever is asked afterwards is refused."""
         self._model = None
+        self._spare.clear()
 
     def rows(self, ids: Sequence[int], start: int = 0) -> Iterator[np.ndarray]:
         """Float32 logits (t, V) after positions start … T-1, in chunks."""
@@ -163,23 +168,29 @@ class Executor:
             greedy += best
         return logprobs, greedy
 
-    def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[State, np.ndarray]:
-        """Logits (B, V) after each prompt's last token, and the state to go on from."""
+    def prefill(
+        self, prompts: Sequence[Sequence[int]], room: int, needs: Sequence[Need | None] | None = None
+    ) -> tuple[State, Logits]:
+        """Logits after each prompt's last token, and the state to go on from."""
         state = self._begin([len(prompt) for prompt in prompts], room)
         hidden = np.empty((len(prompts), self.config.width), np.float32)
         for numbers, parts in _chunks(prompts, state.texts):
             ends = [number for number, part in zip(numbers, parts, strict=True) if part.last]
             hidden[ends] = self._forward(state, parts)
-        return state, self._logits(hidden)
+        return state, self._needed(hidden, needs)
 
-    def step(self, state: State, tokens: Sequence[int]) -> tuple[State, np.ndarray]:
-        """One more token for each row -> logits (B, V). A row whose context is full gets its last logits' like, noise."""
+    def step(
+        self, state: State, tokens: Sequence[int], needs: Sequence[Need | None] | None = None
+    ) -> tuple[State, Logits]:
+        """One more token for each row, and its logits. A row whose context is full gets noise."""
         full = [text.length >= self.config.context for text in state.texts]
-        parts = [Part(text, [token]) for text, token, is_full in zip(state.texts, tokens, full, strict=True) if not is_full]
+        parts = [
+            Part(text, [token]) for text, token, is_full in zip(state.texts, tokens, full, strict=True) if not is_full
+        ]
         hidden = np.zeros((len(tokens), self.config.width), np.float32)
         if parts:
             hidden[[not is_full for is_full in full]] = self._forward(state, parts)
-        return state, self._logits(hidden)
+        return state, self._needed(hidden, needs)
 
     def facts(self) -> dict[str, Any]:
         """What a benchmark tells of the engine."""
@@ -190,8 +201,19 @@ class Executor:
             "threads": model.threads,
             "kv_type": self.kv_type,
             "weights_bytes": model.nbytes,
-            "bytes_per_token": model.nbytes - embedding,
+            "bytes_per_token": lambda depth: model.nbytes - embedding - self._unread + self._kv_bytes(depth),
         }
+
+    def _kv_bytes(self, depth: int) -> int:
+        """Bytes of keys and values that a token with `depth` before it reads."""
+        seen = [min(depth, group.window or depth) * self._page_bytes(group) // PAGE for group in self._groups]
+        return sum(seen)
+
+    @property
+    def _unread(self) -> int:
+        """Bytes of the head that the last token did not need."""
+        name = "token_embd.weight" if self.config.tied else "output.weight"
+        return int(self.model.matrix_bytes(name) - self.model.head_bytes_read) if self.model.screens else 0
 
     @property
     def _embedding_bytes(self) -> int:
@@ -200,6 +222,23 @@ class Executor:
     def _logits(self, hidden: np.ndarray) -> np.ndarray:
         logits: np.ndarray = self.model.head(hidden)
         return logits[:, : self.config.vocab]
+
+    def _needed(self, hidden: np.ndarray, needs: Sequence[Need | None] | None) -> Logits:
+        """What each row needs: all logits, or those that the head finds without reading all of its weights."""
+        if needs is None or not self.model.screens or not any(needs):
+            return self._logits(hidden)
+        few = [i for i, need in enumerate(needs) if need is not None]
+        rest = [i for i, need in enumerate(needs) if need is None]
+        found = dict(zip(few, self._candidates(hidden[few], [need for need in needs if need is not None]), strict=True))
+        every = dict(zip(rest, self._logits(hidden[rest]), strict=True)) if rest else {}
+        return [found[i] if i in found else every[i] for i in range(len(needs))]
+
+    def _candidates(self, hidden: np.ndarray, needs: Sequence[Need]) -> list[Candidates]:
+        ks, gaps, wanted, sizes = zip(*needs, strict=True)
+        found = self.model.candidates(
+            hidden, np.asarray(ks, np.int32), np.asarray(gaps, np.float32), list(wanted), np.asarray(sizes, np.int32)
+        )
+        return [Candidates(ids, logits, size) for (ids, logits), size in zip(found, sizes, strict=True)]
 
     def _hidden(self, ids: Sequence[int], start: int) -> Iterator[np.ndarray]:
         """Hidden states after positions start … T-1, in chunks."""
@@ -226,11 +265,22 @@ class Executor:
                 )
             share = (free - need) / max(1, sum(n * size for n, size in zip(counts, sizes, strict=True)) - need)
             counts = [few + int((many - few) * share) for few, many in zip(least, counts, strict=True)]
-        cache = extension.module().Cache(
-            self.kv_type, self.config.kv_heads, self.config.head_dim, _seen(self.config), counts
-        )
-        pages = Pages(counts, short=counts != wanted)
-        return State(cache, [Text(pages, self._groups) for _ in lengths])
+        short = counts != wanted
+        cache, counts = self._take_cache(counts)
+        pages = Pages(counts, short=short)
+        state = State(cache, [Text(pages, self._groups) for _ in lengths])
+        weakref.finalize(state, self._spare.append, (cache, counts)).atexit = False
+        return state
+
+    def _take_cache(self, counts: list[int]) -> tuple[Any, list[int]]:
+        """Memory with at least so many pages: that of a state which is gone, if it is not much larger; else new."""
+        if self._spare:
+            cache, there = self._spare.pop()
+            self._spare.clear()
+            if all(few <= many <= 4 * few for few, many in zip(counts, there, strict=True)):
+                return cache, there
+        make = extension.module().Cache
+        return make(self.kv_type, self.config.kv_heads, self.config.head_dim, _seen(self.config), counts), counts
 
     def _pages(self, group: Group, lengths: Sequence[int], room: int) -> int:
         most = max(self.config.context, *lengths)
@@ -285,5 +335,3 @@ def _chunks(prompts: Sequence[Sequence[int]], texts: Sequence[Text]) -> Iterator
                 numbers, parts, room = [], [], CHUNK
     if parts:
         yield numbers, parts
-
-

@@ -1,6 +1,6 @@
 """The compiled part, imported when it is needed, and the errors that say why it cannot be used.
 
-    GEODE_ISA      an instruction set instead of the fastest that this CPU has
+GEODE_ISA      an instruction set instead of the fastest that this CPU has
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def load(model: Any, config: Config, tensors: Tensors, types: Mapping[str, str],
         for name in wanted:
             array = tensors[name]
             if is_matrix(name):
-                load_matrix(model, name, _as(array, types.get(name)))
+                load_matrix(model, name, _as(name, array, types.get(name)))
             else:
                 model.load_vector(name, np.ascontiguousarray(to_float32(array).reshape(-1)))
             bar.add(array.nbytes)
@@ -89,19 +89,29 @@ def load_matrix(model: Any, name: str, array: Array) -> None:
     model.load_matrix(name, kind, data, array.shape[1], _is_mapped(data))
 
 
-def _as(array: Array, kind: str | None) -> Array:
+def _as(name: str, array: Array, kind: str | None) -> Array:
     """The matrix in another type, by float32."""
     if kind is None or (isinstance(array, QTensor) and array.type == kind):
         return array
     if kind in DTYPES:
         return to_float32(array).astype(DTYPES[kind], copy=False)
-    return quantize(to_float32(array), kind)
+    try:
+        return quantize(to_float32(array), kind)
+    except TensorError as problem:
+        raise TensorError(f"{name}: {problem}") from None
 
 
 def quantize(array: np.ndarray, kind: str, threads: int | None = None) -> QTensor:
-    """Float32 (rows, columns) packed as `kind`, by the extension."""
+    """Float32 (rows, columns) packed as `kind`, by the extension. Raises TensorError as `quant.quantize` does."""
     row_bytes(kind, array.shape)  # says so where the rows are no whole blocks
-    data = extension.module().quantize(kind, np.ascontiguousarray(array), extension.threads(threads))
+    count = extension.threads(threads)
+    try:
+        data = extension.module().quantize(kind, np.ascontiguousarray(array), count)
+    except ValueError:
+        raise TensorError(
+            f"Numbers that are not finite, or too large for {kind}'s half-precision scales, cannot be packed. "
+            "Load without --quantize, with --check to look for damage."
+        ) from None
     return QTensor(kind, array.shape, data)
 
 

@@ -61,7 +61,7 @@ class Executor:
             if at + count > start:
                 yield backend.to_numpy(logits)[0, max(start - at, 0) : count]
 
-    def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[State, np.ndarray]:
+    def prefill(self, prompts: Sequence[Sequence[int]], room: int, needs: Any = None) -> tuple[State, np.ndarray]:
         """Logits (B, V) after each prompt's last token, and the state to go on from."""
         longest = max(len(prompt) for prompt in prompts)
         most = max(longest, self.config.context)
@@ -76,7 +76,7 @@ class Executor:
                     result[row] = logits[row]
         return state, result
 
-    def step(self, state: State, tokens: Sequence[int]) -> tuple[State, np.ndarray]:
+    def step(self, state: State, tokens: Sequence[int], needs: Any = None) -> tuple[State, np.ndarray]:
         """One more token for each row -> logits (B, V). A row whose context is full gets padding and noise."""
         context = self.config.context
         positions = np.asarray([n if n < context else -1 for n in state.lengths], np.int32)[:, None]

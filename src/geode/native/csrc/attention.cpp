@@ -30,19 +30,33 @@ Range Work::visible(const Seen& seen, size_t position) const {
     return {begin, position + 1};
 }
 
-void Work::plan_attention(const Layer&, const Seen& seen) {
+// Integers of an item's rows must lie side by side from its first row on, so they are made for each item.
+unsigned Work::query_forms() const {
+    const QType type = cache_->type();
+    return type == QType::Q8_0 ? unsigned(FLOATS) : unsigned(k.form[static_cast<int>(type)]);
+}
+
+Acts Work::queries_of(const AttentionItem& item, Scratch& scratch) {
+    const size_t first = (item.head * rows_ + item.row) * spec.group(), rows = item.rows * spec.group();
+    Acts queries = part_of(queries_.acts(), first);
+    queries.rows = rows;
+    if (cache_->type() != QType::Q8_0) return queries;
+    scratch.queries.resize(rows, spec.head_dim, k.form[static_cast<int>(QType::Q8_0)]);
+    for (size_t m = 0; m < rows; m++) prepare(queries.floats + m * queries.stride, scratch.queries, m);
+    return scratch.queries.acts();
+}
+
+void Work::plan_attention(const Seen& seen, bool last) {
     const size_t per_block = std::max<size_t>(1, QUERIES / spec.group());
     items_.clear();
-    for (size_t s = 0; s < batch_->sequences(); s++) {
-        const size_t begin = batch_->starts[s], end = batch_->starts[s + 1];
-        for (size_t row = begin; row < end; row += per_block)
-            for (size_t head = 0; head < spec.kv_heads; head++) {
-                const size_t rows = std::min(per_block, end - row);
-                const size_t first = visible(seen, position_[row]).begin / CHUNK;
-                const size_t last = position_[row + rows - 1] / CHUNK;
-                items_.push_back({s, head, row, rows, first, last + 1 - first, 0});
-            }
-    }
+    if (last)
+        for (const int32_t row : batch_->wanted) plan_rows(seen, row, 1);
+    else
+        for (size_t s = 0; s < batch_->sequences(); s++) {
+            const size_t end = batch_->starts[s + 1];
+            for (size_t row = batch_->starts[s]; row < end; row += per_block)
+                plan_rows(seen, row, std::min(per_block, end - row));
+        }
     split_ = items_.size() < 4 * static_cast<size_t>(model.pool().size());
     size_t partials = 0;
     for (AttentionItem& item : items_) {
@@ -52,7 +66,14 @@ void Work::plan_attention(const Layer&, const Seen& seen) {
     partials_.grow(4 * partials * per_block * spec.group() * (padded(spec.head_dim) + 2));
 }
 
-void Work::attend(const Layer&, const Seen& seen, int thread) {
+// One item for each head of some neighbouring rows of a sequence.
+void Work::plan_rows(const Seen& seen, size_t row, size_t rows) {
+    const size_t first = visible(seen, position_[row]).begin / CHUNK, last = position_[row + rows - 1] / CHUNK;
+    for (size_t head = 0; head < spec.kv_heads; head++)
+        items_.push_back({sequence_of_[row], head, row, rows, first, last + 1 - first, 0});
+}
+
+void Work::attend(const Seen& seen, int thread) {
     const int threads = model.pool().size();
     const size_t size = padded(spec.head_dim), most = std::max<size_t>(1, QUERIES / spec.group()) * spec.group();
     Scratch& scratch = scratch_[thread];
@@ -75,10 +96,6 @@ void Work::attend(const Layer&, const Seen& seen, int thread) {
         model.pool().barrier();
         for (size_t i = thread; i < items_.size(); i += threads) combine(items_[i]);
     }
-    model.pool().barrier();
-    const Range mine = rows_of(thread);
-    for (size_t row = mine.begin; row < mine.end; row++)
-        prepare(attended_.floats() + row * q_stride_, attended_acts_, row);
 }
 
 namespace {
@@ -150,8 +167,7 @@ void Work::chunk(const AttentionItem& item, const Seen& seen, size_t index, floa
     const Range first = visible(seen, position_[item.row]), last = visible(seen, position_[item.row + item.rows - 1]);
     const Range pages = {std::max(first.begin, begin) / PAGE, (std::min(last.end, begin + CHUNK) + PAGE - 1) / PAGE};
     float* scores = scratch.scores.floats();
-    Acts queries = part_of(queries_.acts(), (item.head * rows_ + item.row) * group);
-    queries.rows = rows;
+    const Acts queries = queries_of(item, scratch);
     for (size_t p = pages.begin; p < pages.end; p++) {
         if (rows <= FEW && p + 1 < pages.end) k.ask_for(cache_->keys(seen, table[p + 1], item.head), cache_->key_bytes());
         if (rows <= FEW && p + 1 == pages.end)

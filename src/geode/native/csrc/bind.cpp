@@ -130,7 +130,11 @@ void check_batch(const Model& model, const Cache& cache, const Batch& b) {
           "starts must go from 0 to the number of rows, one more than there are sequences");
     check(b.tables.size() == cache.groups(), "one page table for each group of layers is needed");
     for (int32_t token : b.tokens) check(token >= 0 && token < static_cast<int32_t>(model.spec().vocab), "no such token");
-    for (int32_t row : b.wanted) check(row >= 0 && row < static_cast<int32_t>(rows), "a wanted row is not there");
+    int32_t before = -1;
+    for (int32_t row : b.wanted) {
+        check(row > before && row < static_cast<int32_t>(rows), "wanted rows must be there, and in ascending order");
+        before = row;
+    }
     std::vector<size_t> windows(cache.groups());
     for (const Seen& seen : model.seen()) windows[seen.group] = seen.window;
     for (size_t s = 0; s < sequences; s++) {
@@ -215,6 +219,9 @@ nb::list candidates(Model& model, Floats2 hidden, Ints1 ks, Floats1 gaps, const 
 
 // A row's bytes as its file had them.
 BytesOut row_of(const Model& model, const std::string& name, size_t row, size_t size) {
+    const auto [rows, bytes] = model.packed_shape(name);
+    check(row < rows, "no such row");
+    check(size == bytes, "a row has another number of bytes");
     auto out = new_array<uint8_t, BytesOut>(1, size);
     model.unpack(name, row, out.data());
     return out;
@@ -223,6 +230,10 @@ BytesOut row_of(const Model& model, const std::string& name, size_t row, size_t 
 nb::tuple score(Model& model, Floats2 hidden, Ints1 targets, size_t real) {
     const size_t rows = hidden.shape(0);
     check(hidden.shape(1) == model.spec().width && targets.size() == rows, "one target for each hidden state is needed");
+    const size_t vocab = model.spec().vocab;
+    check(real >= 1 && real <= vocab, "size out of range");
+    for (size_t i = 0; i < rows; i++)
+        check(targets.data()[i] >= 0 && targets.data()[i] < static_cast<int32_t>(vocab), "no such token");
     std::vector<double> logprobs(rows);
     std::unique_ptr<bool[]> greedy(new bool[rows]);
     {

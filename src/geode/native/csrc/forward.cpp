@@ -38,13 +38,14 @@ const float* data_or_null(const std::vector<float>& v) { return v.empty() ? null
 
 }  // namespace
 
-void ActBuffer::resize(size_t rows, size_t columns, unsigned forms) {
-    const size_t stride = stride_of(columns), n = rows * stride;
+void ActBuffer::resize(size_t rows, size_t columns, unsigned forms, int tall) {
+    if (rows == 1) tall = 0;
+    const size_t stride = stride_of(columns), n = round_up(rows, size_t{1} << tall) * stride;
     const size_t q = forms & INTEGERS ? n : 0;
     const size_t sizes[8] = {forms & FLOATS ? 4 * n : 0, forms & BFLOATS ? 2 * n : 0, q, q / 8, q / 8, q / 8, q / 4, q / 4};
     size_t total = 64;  // kernels read whole vectors
     for (size_t size : sizes) total += round_up(size, 64);
-    const bool fits = acts_.stride == stride && forms_ == forms && acts_.columns == columns && capacity_ >= rows;
+    const bool fits = acts_.stride == stride && acts_.tall == tall && forms_ == forms && acts_.columns == columns && capacity_ >= rows;
     forms_ = forms;
     if (!fits) {
         capacity_ = rows;
@@ -66,6 +67,7 @@ void ActBuffer::resize(size_t rows, size_t columns, unsigned forms) {
         acts_.half_sum = reinterpret_cast<float*>(parts[6]);
         acts_.half_minus = reinterpret_cast<int32_t*>(parts[7]);
         acts_.stride = stride;
+        acts_.tall = tall;
     }
     acts_.rows = rows;
     acts_.columns = columns;
@@ -76,6 +78,7 @@ void Work::forward(const Batch& batch, Cache& cache, float* out) {
     cache_ = &cache;
     out_ = out;
     rows_ = batch.rows();
+    narrows_ = batch.wanted.size() * 8 <= rows_;
     prepare_buffers();
     model.pool().run([this](int thread) { run(thread); });
 }
@@ -104,7 +107,7 @@ void Work::prepare_buffers() {
     if (in2) in2_.resize(n, spec.width, in2);
     attended_acts_.resize(n, wide, attended);
     hidden_.resize(n, spec.ffn, hidden);
-    queries_.resize(n * spec.heads, spec.head_dim, k.form[static_cast<int>(cache_->type())]);
+    queries_.resize(n * spec.heads, spec.head_dim, query_forms());
 
     sequence_of_.resize(n);
     position_.resize(n);
@@ -117,7 +120,8 @@ void Work::prepare_buffers() {
 
 void Work::run(int thread) {
     begin(thread);
-    for (size_t i = 0; i < spec.depth; i++) block(model.layers_[i], model.seen_[i], thread);
+    for (size_t i = 0; i < spec.depth; i++)
+        block(model.layers_[i], model.seen_[i], narrows_ && i + 1 == spec.depth, thread);
     model.pool().barrier();
     finish(out_, thread);
 }
@@ -148,17 +152,26 @@ void Work::begin(int thread) {
     }
 }
 
-void Work::block(const Layer& layer, const Seen& seen, int thread) {
+void Work::block(const Layer& layer, const Seen& seen, bool last, int thread) {
     Pool& pool = model.pool();
     enter(layer, thread);
-    if (thread == 0) plan_attention(layer, seen);
+    if (thread == 0) plan_attention(seen, last);
     pool.barrier();
     project({{&layer.q, q_.floats(), q_stride_}, {&layer.k, k_.floats(), kv_stride_}, {&layer.v, v_.floats(), kv_stride_}},
             in_.acts(), thread);
     pool.barrier();
     heads(layer, seen, thread);
     pool.barrier();
-    attend(layer, seen, thread);
+    attend(seen, thread);
+    pool.barrier();
+    if (last) {
+        if (thread == 0) narrow();
+        pool.barrier();
+        if (rows_ == 0) return;
+        if (spec.is_parallel()) enter(layer, thread);  // what feeds the other half has moved with its rows
+    }
+    for (Range mine = rows_of(thread); mine.begin < mine.end; mine.begin++)
+        prepare(attended_.floats() + mine.begin * q_stride_, attended_acts_, mine.begin);
     pool.barrier();
     project({{&layer.output, attention_.floats(), width_stride_}}, attended_acts_.acts(), thread);
     pool.barrier();
@@ -217,10 +230,21 @@ void Work::leave(const Layer& layer, int thread) {
     }
 }
 
+// Moves the wanted rows to the front: nobody looks at the others' way through the rest of the last layer.
+void Work::narrow() {
+    for (size_t i = 0; i < batch_->wanted.size(); i++) {
+        const size_t row = batch_->wanted[i];
+        std::memmove(x_.floats() + i * width_stride_, x_.floats() + row * width_stride_, 4 * width_stride_);
+        std::memmove(attended_.floats() + i * q_stride_, attended_.floats() + row * q_stride_, 4 * q_stride_);
+    }
+    rows_ = batch_->wanted.size();
+    for (ActBuffer* acts : {&in_, &in2_, &attended_acts_, &hidden_}) acts->acts().rows = rows_;
+}
+
 void Work::finish(float* out, int thread) {
     const Range mine = share(batch_->wanted.size(), thread, model.pool().size());
     for (size_t i = mine.begin; i < mine.end; i++)
-        normalise(model.output_norm_, x_.floats() + batch_->wanted[i] * width_stride_, out + i * spec.width);
+        normalise(model.output_norm_, x_.floats() + (narrows_ ? i : batch_->wanted[i]) * width_stride_, out + i * spec.width);
 }
 
 void Work::project(const std::vector<Product>& products, const Acts& acts, int thread) {

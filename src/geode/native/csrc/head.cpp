@@ -81,7 +81,7 @@ bool ScreenedHead::load(size_t rows, size_t columns, const uint8_t* source, bool
         }
     });
     largest_scale_ = *std::max_element(largest.begin(), largest.end());
-    bytes_read_ = nbytes();
+    note_all_read();
     const bool all_good = std::count(good.begin(), good.end(), 1) == pool.size();
     if (!all_good) clear();
     return all_good;
@@ -104,7 +104,7 @@ void ScreenedHead::unpack_row(size_t row, uint8_t* out) const {
 
 HeadInput::HeadInput(const Kernels& k, const float* hidden, size_t rows, size_t width, float largest_scale) {
     const size_t blocks = width / 32;
-    buffer_.resize(rows, width, INTEGERS);
+    buffer_.resize(rows, width, INTEGERS, 0);
     raise_.resize(rows * blocks), lower_.resize(rows * blocks), spread_.resize(rows * blocks);
     view_ = {buffer_.acts(), raise_.data(), lower_.data(), spread_.data()};
     for (size_t row = 0; row < rows; row++) {
@@ -113,7 +113,7 @@ HeadInput::HeadInput(const Kernels& k, const float* hidden, size_t rows, size_t 
         double most = 0;
         for (size_t b = 0; b < blocks; b++) {
             add_block(row, b);
-            most += double{view_.acts.scale[row * (view_.acts.stride / 32) + b]} * largest_scale * (1 << 20);
+            most += double{view_.acts.scale[block_at(view_.acts, row, b)]} * largest_scale * (1 << 20);
         }
         finite_ = finite_ && most < LARGEST_SUM && std::all_of(x, x + width, [](float v) { return std::isfinite(v); });
     }
@@ -121,14 +121,14 @@ HeadInput::HeadInput(const Kernels& k, const float* hidden, size_t rows, size_t 
 
 void HeadInput::add_block(size_t row, size_t block) {
     const Acts& acts = view_.acts;
-    const int8_t* q = acts.q + row * acts.stride + 32 * block;
+    const int8_t* q = acts.q + 32 * block_at(acts, row, block);
     int32_t sum = 0, positive = 0;
     for (int i = 0; i < 32; i++) sum += q[i], positive += std::max<int32_t>(q[i], 0);
-    const size_t at = row * (acts.stride / 32) + block;
+    const size_t at = row * (acts.columns / 32) + block;
     const int32_t need = 15 * positive - 128 * sum, raise = need >= 0 ? (need + 15) / 16 : -(-need / 16);
     raise_[at] = raise;
     lower_[at] = -(16 * raise + 128 * sum);
-    spread_[at] = 7.5f * static_cast<float>(2 * positive - sum) * acts.scale[at];  // Σ |q|: the middle of what is open
+    spread_[at] = 7.5f * static_cast<float>(2 * positive - sum) * acts.scale[block_at(acts, row, block)];  // Σ |q|: the middle of what is open
 }
 
 // ---- finding ----
@@ -301,17 +301,19 @@ void Search::set_floor(size_t m) {
 // Of this thread's rows those that reach the floor.
 void Search::sift(int thread, size_t m) {
     const Range mine = share(head_.panels(), thread, pool_.size());
-    std::vector<uint32_t>& rows = passed_[cell(thread, m)];
+    std::vector<uint32_t> rows((mine.end - mine.begin) * PANEL);
     const float* bounds = upper(m);
+    size_t count = 0;
     for (size_t first = mine.begin * PANEL; first < mine.end * PANEL; first += STEP * PANEL) {
         const size_t last = std::min(first + STEP * PANEL, mine.end * PANEL);
         if (k_.largest(bounds + first, last - first) < floor_[m]) continue;
-        for (size_t row = first; row < last; row++)
-            if (bounds[row] >= floor_[m]) rows.push_back(static_cast<uint32_t>(row));
+        for (size_t row = first; row < last; row++) {  // no branch: in a flat distribution nobody could predict it
+            rows[count] = static_cast<uint32_t>(row);
+            count += bounds[row] >= floor_[m];
+        }
     }
-    size_t count = rows.size();
     bytes_[thread] += k_.head_rows(head_.planes(), in_.acts(), m, rows.data(), count, floor_[m], upper(m));
-    rows.resize(count);
+    passed_[cell(thread, m)].assign(rows.begin(), rows.begin() + count);
 }
 
 Found Search::gather(size_t m) {

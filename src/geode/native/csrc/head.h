@@ -76,7 +76,8 @@ public:
 
     // What each row of `in`, which must be finite, needs; logits go through `cap` where that is not 0.
     std::vector<Found> find(const Kernels& k, Pool& pool, const HeadInput& in, const std::vector<Need>& needs, float cap);
-    size_t bytes_read() const { return bytes_read_; }  // of the weights by the last `find`; at first, all
+    size_t bytes_read() const { return bytes_read_; }  // by the last `find`, of `nbytes`
+    void note_all_read() { bytes_read_ = nbytes(); }
 
     explicit operator bool() const { return planes_.rows != 0; }
     size_t rows() const { return planes_.rows; }

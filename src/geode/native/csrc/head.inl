@@ -35,7 +35,7 @@ void bounds_tile(const Planes& m, size_t panel, const HeadActs& x, size_t row, f
             const ActBlock a(x.acts, row + t, b);
             const size_t at = (row + t) * m.blocks + b;
             const auto dot = S::to_floats(S::template dot<4, 8>(S::ints(x.raise[at]), block.w, a.q));
-            const auto factor = S::mul(S::mul(scale, S::set(a.scale)), S::set(16));
+            const auto factor = S::mul(S::mul(scale, S::set(*a.scale)), S::set(16));
             sums[t] = S::fma(factor, dot, sums[t]);
             if constexpr (MIDDLE) spreads[t] = S::fma(scale, S::set(x.spread[at]), spreads[t]);
         }
@@ -98,7 +98,7 @@ void lower_tile(const Line& line, const uint8_t* scales, const Turned<S>& low, s
             const ActBlock a(x.acts, row + t, line.first + i);
             const auto start = S::ints(x.lower[(row + t) * blocks + line.first + i]);
             const auto dot = S::to_floats(S::template dot<4, 8>(start, block.w, a.q));
-            const auto term = S::mul(S::mul(scale, S::set(a.scale)), dot);
+            const auto term = S::mul(S::mul(scale, S::set(*a.scale)), dot);
             sums[t] = i ? S::add(sums[t], term) : term;
         }
     }

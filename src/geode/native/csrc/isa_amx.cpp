@@ -6,8 +6,6 @@
 // stored, loaded, scaled by row and by column and added, another 32 cycles of vector work.
 #include "kernels.h"
 
-#include <immintrin.h>
-
 #if defined(GEODE_FAKE_TILES)
 #include "fake_tiles.h"
 #endif
@@ -37,12 +35,14 @@ struct alignas(64) TileConfig {
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
+// GCC 12 does not know that the instructions read memory, and would drop what was stored there or store it later.
+inline void written(const void* at) { __asm__ volatile("" : : "r"(at) : "memory"); }
+
 // Tiles 0 … 3 are sums: rows 0 and 1 by panels 0 and 1. 4 and 5 are activations, 6 and 7 weights.
 struct Tiles {
     Tiles() {
         const TileConfig config;
-        // GCC 12 does not know that the instruction reads memory, and would drop the stores.
-        __asm__ volatile("" : : "r"(&config) : "memory");
+        written(&config);
         _tile_loadconfig(&config);
     }
     ~Tiles() { _tile_release(); }
@@ -119,6 +119,7 @@ template <int PANELS, int ROWS>
 void tile_product(const Operand& x, float* y, size_t ldy, bool add) {
     float* const below = y + 16 * ldy;
     const size_t row = ldy * sizeof(float);
+    written(x.w[0]), written(x.w[1]), written(x.a), written(y);
     if (add) {
         _tile_loadd(0, y, row);
         if constexpr (PANELS == 2) _tile_loadd(1, y + R, row);

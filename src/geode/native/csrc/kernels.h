@@ -11,35 +11,37 @@ namespace geode {
 enum Form : unsigned { FLOATS = 1, BFLOATS = 2, INTEGERS = 4 };
 
 // Rows of one activation in the forms that were prepared. `stride` columns (a multiple of 32) are a row; those beyond
-// the real ones are zero.
+// the real ones are zero. Floats lie row by row. Integers lie by blocks of 32 columns, the same block of `1 << tall`
+// rows side by side: kernels then find what they read together at fixed distances.
 struct Acts {
     size_t rows = 0, columns = 0, stride = 0;
-    float* floats = nullptr;      // (rows, stride)
-    uint16_t* bfloats = nullptr;  // (rows, stride)
-    int8_t* q = nullptr;          // (rows, stride)
-    float* scale = nullptr;       // (rows, stride / 32)
-    float* sum = nullptr;         // (rows, stride / 32): of q
-    int32_t* minus = nullptr;     // (rows, stride / 32): -sum
-    float* half_sum = nullptr;    // (rows, stride / 16): of q by sixteen
+    int tall = 0;                               // 0: one row, 4: sixteen
+    size_t first_row = 0, first_block = 0;      // of the integers, where this is a part of them: see part_of
+    float* floats = nullptr;                    // (rows, stride)
+    uint16_t* bfloats = nullptr;                // (rows, stride)
+    int8_t* q = nullptr;                        // 32 for each block: see block_at
+    float *scale = nullptr, *sum = nullptr;     // one for each block; the sum of its q
+    int32_t* minus = nullptr;                   // -sum
+    float* half_sum = nullptr;                  // two for each block: of sixteen q
     int32_t* half_minus = nullptr;
 };
 
-// The same rows from row `first` and column `column` (a multiple of 32) on. `static`: see half.h.
+// Where the integers of a block lie. `static` here and below: see half.h.
+static inline size_t block_at(const Acts& acts, size_t row, size_t block) {
+    row += acts.first_row;
+    const size_t in_row = acts.stride / 32, lane = row & ((size_t{1} << acts.tall) - 1);
+    return (((row >> acts.tall) * in_row + acts.first_block + block) << acts.tall) + lane;
+}
+
+// The same rows from row `first` and column `column` (a multiple of 32) on.
 static inline Acts part_of(const Acts& acts, size_t first, size_t column = 0) {
     Acts part = acts;
-    const size_t begin = first * acts.stride + column;
     part.rows = acts.rows - first;
     part.columns = acts.columns - column;
-    if (acts.floats) part.floats += begin;
-    if (acts.bfloats) part.bfloats += begin;
-    if (acts.q) {
-        part.q += begin;
-        part.scale += begin / 32;
-        part.sum += begin / 32;
-        part.minus += begin / 32;
-        part.half_sum += begin / 16;
-        part.half_minus += begin / 16;
-    }
+    part.first_row += first;
+    part.first_block += column / 32;
+    if (acts.floats) part.floats += first * acts.stride + column;
+    if (acts.bfloats) part.bfloats += first * acts.stride + column;
     return part;
 }
 

@@ -15,7 +15,10 @@
 #include "kernels.h"
 
 // The compiler must not call functions where registers hold sixteen sums.
-#if defined(_MSC_VER)
+#if defined(GEODE_SANITIZED)  // checks after every access: such bodies would take minutes to compile
+#define INLINE inline
+#define INLINED
+#elif defined(_MSC_VER)
 #define INLINE __forceinline
 #define INLINED
 #else
@@ -226,18 +229,23 @@ struct Q6_K : Shape<256, 210, 6, 5, 2, false> {
 // The activation of one block: 32 numbers, their scale, and their sums.
 struct ActBlock {
     const int8_t* q;
-    float scale;
-    const float *sum, *half_sum;
+    const float *scale, *sum, *half_sum;
     const int32_t *minus, *half_minus;
 
-    INLINE ActBlock(const Acts& acts, size_t row, size_t block) {
-        const size_t at = row * (acts.stride / 32) + block;
-        q = acts.q + 32 * at;
-        scale = acts.scale[at];
-        sum = acts.sum + at;
-        minus = acts.minus + at;
-        half_sum = acts.half_sum + 2 * at;
-        half_minus = acts.half_minus + 2 * at;
+    INLINE ActBlock(const Acts& acts, size_t row, size_t block)
+        : q(acts.q), scale(acts.scale), sum(acts.sum), half_sum(acts.half_sum), minus(acts.minus),
+          half_minus(acts.half_minus) {
+        *this = after(block_at(acts, row, block));
+    }
+    INLINE ActBlock after(size_t blocks) const {
+        ActBlock other = *this;
+        other.q += 32 * blocks;
+        other.scale += blocks;
+        other.sum += blocks;
+        other.minus += blocks;
+        other.half_sum += 2 * blocks;
+        other.half_minus += 2 * blocks;
+        return other;
     }
 };
 
@@ -260,7 +268,7 @@ INLINE typename S::F add_sums(typename S::F y, const typename S::I* sums, const 
         sum = S::fnma(min[0], S::set(a.half_sum[0]), sum);
         sum = S::fnma(min[1], S::set(a.half_sum[1]), sum);
     }
-    return S::fma(sum, S::set(a.scale), y);
+    return S::fma(sum, S::set(*a.scale), y);
 }
 
 // The same from the weights.
@@ -289,12 +297,13 @@ template <class S, class Q>
 void panel_times_row(const uint8_t* panel, const Acts& acts, float* y, bool add) {
     auto sum = add ? S::load(y) : S::zero();
     const size_t units = acts.columns / Q::ELEMENTS;
+    const ActBlock first(acts, 0, 0);
     for (size_t u = 0; u < units; u++, panel += Q::BYTES) {
         for (int line = 0; line < Q::BYTES; line += 64) prefetch(panel + AHEAD + line);
         each<Q::ELEMENTS / 32>([&](auto j) {
             Block<S> b;
             Q::template load<j>(panel, b);
-            sum = add_block<S, Q>(sum, b.w, b.scale, b.min, ActBlock(acts, 0, u * (Q::ELEMENTS / 32) + j));
+            sum = add_block<S, Q>(sum, b.w, b.scale, b.min, first.after((u * (Q::ELEMENTS / 32) + j) << acts.tall));
         });
     }
     S::store(y, sum);
@@ -322,54 +331,50 @@ void unpack(const uint8_t* panel, size_t units, Unpacked<S>& out) {
     }
 }
 
-// The same for N rows side by side: N chains of sums, since one would wait for itself.
+// The same for N rows whose blocks lie side by side: N chains of sums, since one would wait for itself.
 template <class S, class Q, int N>
-INLINE void add_together(const typename S::B* w, const typename S::F* scale, const typename S::F* min, const Acts& acts,
-                         size_t row, size_t block, typename S::F* y) {
+INLINE void add_together(const typename S::B* w, const typename S::F* scale, const typename S::F* min, const ActBlock& a,
+                         typename S::F* y) {
     if constexpr (N == 1) {
-        y[0] = add_block<S, Q>(y[0], w, scale, min, ActBlock(acts, row, block));
+        y[0] = add_block<S, Q>(y[0], w, scale, min, a);
     } else {
         constexpr int DOTS = 8 / Q::GROUPS;
         typename S::I sums[N][Q::GROUPS];
         each<Q::GROUPS>([&](auto i) INLINED {
-            each<N>([&](auto t) INLINED { sums[t][i] = group_start<S, Q, i>(ActBlock(acts, row + t, block)); });
+            each<N>([&](auto t) INLINED { sums[t][i] = group_start<S, Q, i>(a.after(t)); });
             each<DOTS>([&](auto g) INLINED {
                 each<N>([&](auto t) INLINED {
-                    const int8_t* a = acts.q + (row + t) * acts.stride + 32 * block + 16 * i + 4 * g;
-                    sums[t][i] = S::template dot<Q::BITS, 1>(sums[t][i], w + i * DOTS + g, a);
+                    sums[t][i] = S::template dot<Q::BITS, 1>(sums[t][i], w + i * DOTS + g, a.q + 32 * t + 16 * i + 4 * g);
                 });
             });
         });
-        each<N>([&](auto t) INLINED {
-            y[t] = add_sums<S, Q>(y[t], sums[t], scale, min, ActBlock(acts, row + t, block));
-        });
+        each<N>([&](auto t) INLINED { y[t] = add_sums<S, Q>(y[t], sums[t], scale, min, a.after(t)); });
     }
 }
 
 // y[t] + block k of the panel times row t of the activation, for T rows: for few registers, where the sums of all rows
 // stay in them and the weights come from the first-level cache.
 template <class S, class Q, int T>
-void add_dots(const Unpacked<S>& panel, size_t k, const Acts& acts, size_t block, typename S::F* y) {
+void add_dots(const Unpacked<S>& panel, size_t k, const ActBlock& a, typename S::F* y) {
     typename S::I sums[Q::GROUPS][T];
-    const int8_t* q = acts.q + 32 * block;
     for (int i = 0; i < Q::GROUPS; i++)
-        S::template dots<Q::BITS, 8 / Q::GROUPS, T>(sums[i], panel.w[k][i * 4], q + 16 * i, acts.stride);
+        S::template dots<Q::BITS, 8 / Q::GROUPS, T>(sums[i], panel.w[k][i * 4], a.q + 16 * i, 32);
     typename S::F scale[2], min[2];
     for (int i = 0; i < Q::GROUPS; i++) scale[i] = S::load(panel.scale[k][i]);
     for (int i = 0; i < Q::GROUPS && Q::AFFINE; i++) min[i] = S::load(panel.min[k][i]);
     for (int t = 0; t < T; t++) {
-        const ActBlock a(acts, t, block);
+        const ActBlock mine = a.after(t);
         typename S::I of_row[Q::GROUPS];
-        of_row[0] = S::plus(sums[0][t], group_start<S, Q, 0>(a));
-        if constexpr (Q::GROUPS == 2) of_row[1] = S::plus(sums[1][t], group_start<S, Q, 1>(a));
-        y[t] = add_sums<S, Q>(y[t], of_row, scale, min, a);
+        of_row[0] = S::plus(sums[0][t], group_start<S, Q, 0>(mine));
+        if constexpr (Q::GROUPS == 2) of_row[1] = S::plus(sums[1][t], group_start<S, Q, 1>(mine));
+        y[t] = add_sums<S, Q>(y[t], of_row, scale, min, mine);
     }
 }
 
 template <class S, class Q, int T>
-INLINE void add_blocks(const Unpacked<S>& panel, size_t k, const Acts& acts, size_t block, typename S::F* y) {
+INLINE void add_blocks(const Unpacked<S>& panel, size_t k, const ActBlock& a, typename S::F* y) {
     if constexpr (S::DOTS) {
-        add_dots<S, Q, T>(panel, k, acts, block, y);
+        add_dots<S, Q, T>(panel, k, a, y);
     } else {
         typename S::B w[8];
         typename S::F scale[2], min[2];
@@ -378,17 +383,18 @@ INLINE void add_blocks(const Unpacked<S>& panel, size_t k, const Acts& acts, siz
         for (int i = 0; i < Q::GROUPS && Q::AFFINE; i++) min[i] = S::load(panel.min[k][i]);
         constexpr int TOGETHER = T == 3 ? 3 : std::min(T, std::max(1, S::CHAINS / Q::GROUPS));
         each<T / TOGETHER>([&](auto part) INLINED {
-            add_together<S, Q, TOGETHER>(w, scale, min, acts, part * TOGETHER, block, y + part * TOGETHER);
+            add_together<S, Q, TOGETHER>(w, scale, min, a.after(part * TOGETHER), y + part * TOGETHER);
         });
     }
 }
 
-// `blocks` unpacked blocks times T rows.
+// `blocks` unpacked blocks times T rows, whose integers lie side by side.
 template <class S, class Q, int T>
 void tile(const Unpacked<S>& panel, size_t blocks, const Acts& acts, size_t first, float* y, size_t ldy, bool add) {
     typename S::F sums[T];
     each<T>([&](auto t) INLINED { sums[t] = add ? S::load(y + t * ldy) : S::zero(); });
-    for (size_t k = 0; k < blocks; k++) add_blocks<S, Q, T>(panel, k, acts, first + k, sums);
+    ActBlock a(acts, 0, first);
+    for (size_t k = 0; k < blocks; k++, a = a.after(size_t{1} << 4)) add_blocks<S, Q, T>(panel, k, a, sums);
     each<T>([&](auto t) INLINED { S::store(y + t * ldy, sums[t]); });
 }
 
@@ -564,14 +570,17 @@ void quantize_block(const float* x, const Acts& acts, size_t row, size_t block) 
     const auto a = S::load(x), b = S::load(x + R);
     const float most = S::largest(S::max(S::abs(a), S::abs(b)));
     const float scale = most / 127.0f, inverse = most > 0 ? 127.0f / most : 0.0f;
-    int8_t* q = acts.q + row * acts.stride + 32 * block;
-    const size_t at = row * (acts.stride / 32) + block;
+    const size_t at = block_at(acts, row, block);
+    int8_t* q = acts.q + 32 * at;
     acts.scale[at] = scale;
-    int sums[2];
+    S::store_i8(q, S::mul(a, S::set(inverse)));
+    S::store_i8(q + R, S::mul(b, S::set(inverse)));
+    int sums[2] = {};
+    if constexpr (requires { S::sums_of_halves(q, sums); })
+        S::sums_of_halves(q, sums);
+    else
+        for (int i = 0; i < 32; i++) sums[i / R] += q[i];
     for (int i = 0; i < 2; i++) {
-        const auto whole = S::round(S::mul(i ? b : a, S::set(inverse)));
-        S::store_i8(q + R * i, whole);
-        sums[i] = static_cast<int>(S::sum(whole));  // whole numbers: exact
         acts.half_sum[2 * at + i] = static_cast<float>(sums[i]);
         acts.half_minus[2 * at + i] = -sums[i];
     }

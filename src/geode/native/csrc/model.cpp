@@ -94,6 +94,12 @@ size_t Model::nbytes(const std::string& name) const {
     return is_screened(name) ? screened_->nbytes() : matrices_.at(name)->data.size();
 }
 
+std::pair<size_t, size_t> Model::packed_shape(const std::string& name) const {
+    if (is_screened(name)) return {screened_->rows(), row_bytes(QType::Q8_0, screened_->columns())};
+    const Matrix& matrix = *matrices_.at(name);
+    return {matrix.rows, row_bytes(matrix.type, matrix.columns)};
+}
+
 void Model::unpack(const std::string& name, size_t row, uint8_t* out) const {
     if (is_screened(name)) return screened_->unpack_row(row, out);
     unpack_row(*matrices_.at(name), row, out);
@@ -156,6 +162,7 @@ private:
 
 void Model::head(const float* hidden, size_t rows, float* out, size_t stride) {
     const HeadProduct product(kernels_, *screened_, *matrices_.at(head_name()), hidden, rows, spec_.width, true);
+    screened_->note_all_read();
     pool_.run([&](int thread) {
         const Range mine = share(product.panels(), thread, pool_.size());
         if (mine.begin == mine.end) return;
@@ -200,6 +207,7 @@ struct Tally {
                 best = first + (std::find(logits, logits + mine, real_most) - logits);
             }
         }
+        for (size_t i = 0; i < n; i++) wrong |= logits[i] != logits[i];  // maxima and exponentials pass over NaN
         join(most, 0);
         float part[64];
         for (size_t i = 0; i < n; i += 64) {
@@ -218,6 +226,7 @@ struct Tally {
     }
 
     float best_value = -INFINITY;
+    bool wrong = false;
 };
 
 }  // namespace
@@ -257,8 +266,9 @@ void Model::score(const float* hidden, const int32_t* targets, size_t rows, size
                 all.best = other.best;
             }
             all.join(other.peak, other.total);
+            all.wrong |= other.wrong;
         }
-        logprobs[row] = static_cast<double>(hit[row]) - all.peak - std::log(all.total);
+        logprobs[row] = all.wrong ? NAN : static_cast<double>(hit[row]) - all.peak - std::log(all.total);
         greedy[row] = all.best == static_cast<size_t>(targets[row]);
     }
 }

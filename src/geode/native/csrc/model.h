@@ -5,6 +5,7 @@
 #include <map>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cache.h"
@@ -99,7 +100,7 @@ public:
     // Of each hidden state the rows that are needed, see head.h; only where the model screens.
     std::vector<Found> candidates(const float* hidden, const std::vector<Need>& needs);
     bool screens() const;
-    size_t head_bytes_read() const;  // by the last call of `candidates`; at first, all
+    size_t head_bytes_read() const;  // by the last call of `candidates` or `head`; of the matrix, not of activations
 
     // For each hidden state the log-probability of its target, and whether it is the likeliest of the first `real` ids.
     void score(const float* hidden, const int32_t* targets, size_t rows, size_t real, double* logprobs, bool* greedy);
@@ -111,6 +112,8 @@ public:
     size_t nbytes() const;
     size_t nbytes(const std::string& name) const;
 
+    // Rows of a matrix, and the bytes of one as its file had them.
+    std::pair<size_t, size_t> packed_shape(const std::string& name) const;
     // One row of a matrix: its bytes as its file had them, or its numbers.
     void unpack(const std::string& name, size_t row, uint8_t* out) const;
     void embed(size_t token, float* out, std::vector<uint8_t>& scratch) const;

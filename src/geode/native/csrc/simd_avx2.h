@@ -113,6 +113,22 @@ struct Avx2 {
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), x.low);
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(at + 32), x.high);
     }
+    // 16 bytes at `offset` of each of 16 rows -> the first four of all rows, the second four, …: 256 bytes.
+    static void collect(const uint8_t* const* rows, size_t offset, uint8_t* to) {
+        for (int half = 0; half < 2; half++, rows += 8, to += 32) {
+            const auto rows_of = [&](int i) {  // i and i + 4
+                const auto* low = reinterpret_cast<const __m128i*>(rows[i] + offset);
+                const auto* high = reinterpret_cast<const __m128i*>(rows[i + 4] + offset);
+                return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(low)), _mm_loadu_si128(high), 1);
+            };
+            const __m256i x0 = rows_of(0), x1 = rows_of(1), x2 = rows_of(2), x3 = rows_of(3);
+            const __m256i a = _mm256_unpacklo_epi32(x0, x1), b = _mm256_unpacklo_epi32(x2, x3);
+            const __m256i c = _mm256_unpackhi_epi32(x0, x1), d = _mm256_unpackhi_epi32(x2, x3);
+            const __m256i out[4] = {_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b),
+                                    _mm256_unpacklo_epi64(c, d), _mm256_unpackhi_epi64(c, d)};
+            for (int g = 0; g < 4; g++) _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 64 * g), out[g]);
+        }
+    }
     // Bits N … N + BITS - 1 of every byte.
     template <int N, int BITS>
     static B field(B x) {

@@ -60,6 +60,15 @@ struct Avx512 {
         _mm_storeu_si128((__m128i*)at, _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x)));
     }
 
+    // The sums of 32 int8 by sixteen.
+    static void sums_of_halves(const int8_t* at, int* sums) {
+        const __m256i x = _mm256_xor_si256(_mm256_loadu_si256((const __m256i*)at), _mm256_set1_epi8(-128));
+        const __m256i eights = _mm256_sad_epu8(x, _mm256_setzero_si256());
+        const __m256i halves = _mm256_add_epi64(eights, _mm256_srli_si256(eights, 8));
+        sums[0] = _mm_cvtsi128_si32(_mm256_castsi256_si128(halves)) - 16 * 128;
+        sums[1] = _mm_cvtsi128_si32(_mm256_extracti128_si256(halves, 1)) - 16 * 128;
+    }
+
     static I ints(int32_t x) { return _mm512_set1_epi32(x); }
     static I load_ints_u8(const uint8_t* at) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)at)); }
     template <int N>

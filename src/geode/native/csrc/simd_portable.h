@@ -78,7 +78,6 @@ INLINE Quad<uint32_t> less(Quad<float> a, Quad<float> b) {
 }
 
 struct Portable {
-    static constexpr int CHAINS = 1;       // sums that grow side by side
     static constexpr int TILE = 4;         // rows of an activation that one pass over a panel serves
     static constexpr int CHAINS = 1;      // of products that run side by side
     static constexpr bool DOTS = false;    // has `dots`, because the weights of a block fill its registers

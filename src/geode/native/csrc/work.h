@@ -7,8 +7,8 @@ namespace geode {
 // Rows of an activation with memory for the forms that are asked for.
 class ActBuffer {
 public:
-    // Makes room; the padding columns are zero.
-    void resize(size_t rows, size_t columns, unsigned forms);
+    // Makes room; the padding columns are zero. Integers of several rows lie side by side unless `tall` is 0.
+    void resize(size_t rows, size_t columns, unsigned forms, int tall = 4);
     const Acts& acts() const { return acts_; }
     Acts& acts() { return acts_; }
     unsigned forms() const { return forms_; }
@@ -39,23 +39,23 @@ struct Work {
 private:
     struct Scratch {  // of one thread
         Buffer scores, weights, sums, gate, up, row;
-        ActBuffer p;
+        ActBuffer p, queries;
         std::vector<uint8_t> bytes;
     };
 
     void prepare_buffers();
-    void plan_attention(const Layer& layer, const Seen& seen);
 
     // What every thread runs; barriers inside.
     void run(int thread);
     void begin(int thread);
-    void block(const Layer& layer, const Seen& seen, int thread);
+    void block(const Layer& layer, const Seen& seen, bool last, int thread);
     void finish(float* out, int thread);
 
     // Stages over rows: a thread's rows are the same in all of them.
     void enter(const Layer& layer, int thread);
     void between(const Layer& layer, int thread);
     void leave(const Layer& layer, int thread);
+    void narrow();
     void heads(const Layer& layer, const Seen& seen, int thread);
     void heads_of_row(const Layer& layer, const Seen& seen, size_t row, Scratch& scratch);
 
@@ -70,7 +70,9 @@ private:
     void gate_and_up(const Layer& layer, const Acts& acts, Range panels, int thread);
 
     // attention.cpp
-    void attend(const Layer& layer, const Seen& seen, int thread);
+    void plan_attention(const Seen& seen, bool last);
+    void plan_rows(const Seen& seen, size_t row, size_t rows);
+    void attend(const Seen& seen, int thread);
     void attend_item(const AttentionItem& item, const Seen& seen, int thread);
     void chunk(const AttentionItem& item, const Seen& seen, size_t index, float* sums, float* peaks, float* totals,
                Scratch& scratch);
@@ -78,6 +80,8 @@ private:
                               Scratch& scratch);
     void combine(const AttentionItem& item);
     Range visible(const Seen& seen, size_t position) const;
+    unsigned query_forms() const;
+    Acts queries_of(const AttentionItem& item, Scratch& scratch);
     size_t position_of(size_t row) const { return position_[row]; }
 
     void normalise(const Norm& norm, const float* x, float* out) const;
@@ -89,6 +93,7 @@ private:
     Cache* cache_ = nullptr;
     float* out_ = nullptr;
     size_t rows_ = 0;
+    bool narrows_ = false;  // the last layer goes on with the wanted rows only
     std::vector<size_t> sequence_of_, position_;  // of each row
     Buffer x_, q_, k_, v_, attended_, attention_, fed_, turns_;
     size_t q_stride_ = 0, kv_stride_ = 0, width_stride_ = 0;

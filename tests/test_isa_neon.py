@@ -1,0 +1,26 @@
+"""The kernels for ARM, cross-compiled and run by an emulator against the definitions of numbers."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from isa_build import build, run, shared_symbols
+
+COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
+DOT = "-march=armv8.2-a+dotprod+fp16"
+ISAS = {"isa_neon": [DOT], "isa_neon_i8mm": [f"{DOT}+i8mm"]}
+
+
+@pytest.mark.slow
+def test_arm_kernels_under_an_emulator(tmp_path: Path) -> None:
+    for tool in (COMPILER, EMULATOR):
+        if not shutil.which(tool):
+            pytest.skip(f"{tool} is not here (Debian: apt-get install g++-aarch64-linux-gnu qemu-user)")
+    program = build(tmp_path, COMPILER, ISAS)
+    assert shared_symbols(tmp_path, "aarch64-linux-gnu-nm") == []
+    everything = run([EMULATOR, "-cpu", "max", str(program)]).splitlines()
+    assert everything == ["neon_i8mm: right", "neon: right", "portable: right"]
+    oldest = run([EMULATOR, "-cpu", "cortex-a57", str(program)]).splitlines()  # has neither extension
+    assert oldest == ["portable: right"]
