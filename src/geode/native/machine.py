@@ -7,7 +7,7 @@ from . import extension
 
 def bandwidth(threads: int | None = None) -> float:
     """Bytes per second that so many threads read from memory together. Takes about a fifth of a second."""
-    return float(extension.module().read_bandwidth(extension.threads(threads)))
+    return float(extension.module().read_bandwidth(extension.threads(threads), extension.isa()))
 
 
 def peak(threads: int | None = None, type: str = "Q8_0") -> float:

@@ -379,9 +379,9 @@ NB_MODULE(_native, m) {
     m.def("quantize", &quantize);
     m.def(
         "read_bandwidth",
-        [](int threads) {
+        [](int threads, const std::optional<std::string>& isa) {
             Pool pool(threads);
-            return read_bandwidth(pool);
+            return read_bandwidth(pool, kernels(isa ? isa->c_str() : nullptr));
         },
         nb::call_guard<nb::gil_scoped_release>());
     m.def(

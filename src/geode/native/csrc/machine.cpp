@@ -15,35 +15,28 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
-// Eight sums at a time, so that the reading is what takes the time.
-uint64_t sum_of(const uint64_t* at, size_t n) {
-    uint64_t sums[8] = {};
-    for (size_t i = 0; i + 8 <= n; i += 8)
-        for (size_t j = 0; j < 8; j++) sums[j] += at[i + j];
-    uint64_t total = 0;
-    for (uint64_t sum : sums) total += sum;
-    return total;
-}
-
 }  // namespace
 
-double read_bandwidth(Pool& pool) {
-    constexpr size_t SIZE = size_t{1} << 29;
-    Buffer memory(SIZE);
-    volatile uint64_t sink = 0;
-    double best = 0;
+double read_bandwidth(Pool& pool, const Kernels& kernels) {
+    constexpr size_t COLUMNS = 4096, PANELS = 2048;  // float32 panels of 256 KB: half a gigabyte
+    Matrix matrix = empty_matrix(QType::F32, PANELS * PANEL, COLUMNS);
+    ActBuffer acts;
+    acts.resize(1, COLUMNS, FLOATS);
+    Buffer out(4 * PANELS * PANEL);
     pool.run([&](int thread) {
-        const Range mine = share(SIZE, thread, pool.size(), 4096);
-        std::memset(memory.bytes() + mine.begin, thread + 1, mine.end - mine.begin);
+        const Range mine = share(PANELS, thread, pool.size());
+        std::memset(matrix.data.bytes() + mine.begin * matrix.panel_bytes, 0, (mine.end - mine.begin) * matrix.panel_bytes);
     });
-    for (int round = 0; round < 4; round++) {
+    double best = 0;
+    for (int round = 0; round < 5; round++) {
         const auto begin = Clock::now();
         pool.run([&](int thread) {
-            const Range mine = share(SIZE, thread, pool.size(), 4096);
-            sink = sink + sum_of(reinterpret_cast<const uint64_t*>(memory.bytes() + mine.begin),
-                                 (mine.end - mine.begin) / sizeof(uint64_t));
+            const Range mine = share(PANELS, thread, pool.size());
+            kernels.matmul[static_cast<int>(QType::F32)](matrix.panel(mine.begin), mine.end - mine.begin,
+                                                         matrix.panel_bytes, acts.acts(),
+                                                         out.floats() + mine.begin * PANEL, PANELS * PANEL, false);
         });
-        best = std::max(best, SIZE / seconds_since(begin));
+        best = std::max(best, matrix.data.size() / seconds_since(begin));
     }
     return best;
 }
