@@ -1,6 +1,6 @@
 """The native tests with the extension built under AddressSanitizer and UndefinedBehaviorSanitizer, then ThreadSanitizer.
 
-pytest -m slow tests/test_sanitizers.py      takes half an hour of compiling; do it when C++ changed
+pytest -m slow tests/test_sanitizers.py      about twenty minutes on two cores; do it when C++ changed
 """
 
 from __future__ import annotations

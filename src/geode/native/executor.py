@@ -8,18 +8,20 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..config import Config
 from ..errors import BackendError, CapacityError, OptionError
-from ..generate import Logits
 from ..memory import available
 from ..sampling import Candidates, Need
 from ..tensors import Tensors
 from . import extension, weights
 from .pages import PAGE, Group, Pages, Text, groups, table
+
+if TYPE_CHECKING:
+    from ..generate import Logits
 
 CHUNK = 512  # rows that one forward takes at most: enough to keep the multipliers busy, few enough for the caches
 LOGITS = 1 << 24  # numbers of logits that exist at a time while a text is scored
