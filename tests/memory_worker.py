@@ -17,7 +17,7 @@ import geode.lm
 from geode.io import hub
 from geode.native import executor, extension
 
-PROMPT, ANSWER = 600, 16
+PROMPT, ANSWER = 300, 16
 
 
 def peak() -> int:
