@@ -1,5 +1,5 @@
-// The numbers that a file's bytes mean: geode/quant.py said once more, in scalar code, for single rows.
-// The operations and their order are quant.py's, so that the results are the same to the last bit.
+// The numbers that a file's bytes mean: geode/blocks.py said once more, in scalar code, for single rows.
+// The operations and their order are blocks.py's, so that the results are the same to the last bit.
 #include <cstring>
 
 #include "half.h"

@@ -264,46 +264,55 @@ void Work::project(const std::vector<Product>& products, const Acts& acts, int t
 
 void Work::heads(const Layer& layer, const Seen& seen, int thread) {
     const Range mine = rows_of(thread);
-    for (size_t row = mine.begin; row < mine.end; row++) heads_of_row(layer, seen, row, scratch_[thread]);
+    for (size_t row = mine.begin; row < mine.end; row++) {
+        finish_projection(q_.floats() + row * q_stride_, spec.heads, layer.q.bias);
+        finish_projection(k_.floats() + row * kv_stride_, spec.kv_heads, layer.k.bias);
+        finish_projection(v_.floats() + row * kv_stride_, spec.kv_heads, layer.v.bias);
+        turn_heads(q_.floats() + row * q_stride_, spec.heads, layer.q_norm, layer, row);
+        turn_heads(k_.floats() + row * kv_stride_, spec.kv_heads, layer.k_norm, layer, row);
+        store_heads(seen, row);
+    }
 }
 
-void Work::heads_of_row(const Layer& layer, const Seen& seen, size_t row, Scratch&) {
-    const size_t size = spec.head_dim, pairs = model.ropes_[layer.rope].frequencies.size();
+void Work::finish_projection(float* y, size_t heads, const std::vector<float>& bias) const {
+    if (!bias.empty()) k.add(bias.data(), heads * spec.head_dim, y);
+    for (size_t i = 0; i < heads * spec.head_dim && spec.clip_qkv != 0; i++)
+        y[i] = std::min(std::max(y[i], -spec.clip_qkv), spec.clip_qkv);
+}
+
+// cos and then sin of a row's angles in a layer.
+const float* Work::turns_of(const Layer& layer, size_t row) const {
     size_t all = 0, before = 0;
     for (size_t r = 0; r < model.ropes_.size(); r++) {
         if (r < static_cast<size_t>(layer.rope)) before += 2 * model.ropes_[r].frequencies.size();
         all += 2 * model.ropes_[r].frequencies.size();
     }
-    const float* cos = turns_.floats() + row * all + before;
+    return turns_.floats() + row * all + before;
+}
+
+// Norms and rotation of the heads of a query or a key.
+void Work::turn_heads(float* y, size_t heads, const std::vector<float>& weight, const Layer& layer, size_t row) const {
+    const size_t size = spec.head_dim, pairs = model.ropes_[layer.rope].frequencies.size();
+    const float* cos = turns_of(layer, row);
     const auto norm = spec.norm == NormKind::RMS ? k.rms_norm : k.layer_norm;
+    const bool by_head = spec.qk_norm == QKNorm::SHARED || spec.qk_norm == QKNorm::PER_HEAD;
+    if (spec.qk_norm == QKNorm::WHOLE) norm(y, heads * size, spec.eps, data_or_null(weight), nullptr, y);
+    for (size_t h = 0; h < heads; h++, y += size) {
+        const float* own = weight.empty() ? nullptr : weight.data() + (spec.qk_norm == QKNorm::PER_HEAD ? h * size : 0);
+        if (by_head) norm(y, size, spec.eps, own, nullptr, y);
+        k.rotate(y, cos, cos + pairs, pairs);
+    }
+}
 
-    const auto finish_projection = [&](float* y, size_t heads, const std::vector<float>& bias,
-                                       const std::vector<float>& weight, bool turns) {
-        if (!bias.empty()) k.add(bias.data(), heads * size, y);
-        for (size_t i = 0; i < heads * size && spec.clip_qkv != 0; i++)
-            y[i] = std::min(std::max(y[i], -spec.clip_qkv), spec.clip_qkv);
-        if (!turns) return;
-        if (spec.qk_norm == QKNorm::WHOLE) norm(y, heads * size, spec.eps, data_or_null(weight), nullptr, y);
-        for (size_t h = 0; h < heads; h++) {
-            const float* own = weight.empty() ? nullptr : weight.data() + (spec.qk_norm == QKNorm::PER_HEAD ? h * size : 0);
-            if (spec.qk_norm == QKNorm::SHARED || spec.qk_norm == QKNorm::PER_HEAD)
-                norm(y + h * size, size, spec.eps, own, nullptr, y + h * size);
-            k.rotate(y + h * size, cos, cos + pairs, pairs);
-        }
-    };
-    float* q = q_.floats() + row * q_stride_;
-    float* keys = k_.floats() + row * kv_stride_;
-    float* values = v_.floats() + row * kv_stride_;
-    finish_projection(q, spec.heads, layer.q.bias, layer.q_norm, true);
-    finish_projection(keys, spec.kv_heads, layer.k.bias, layer.k_norm, true);
-    finish_projection(values, spec.kv_heads, layer.v.bias, {}, false);
-
-    const size_t group = spec.group(), position = position_[row];
+// A row's keys and values into the cache, its queries into the form that meets them: (kv head, row, query head of it).
+void Work::store_heads(const Seen& seen, size_t row) {
+    const size_t size = spec.head_dim, group = spec.group(), position = position_[row];
     const int32_t page = batch_->table(seen.group, sequence_of_[row])[position / PAGE];
     for (size_t head = 0; head < spec.kv_heads; head++) {
-        if (page >= 0) cache_->write(seen, page, head, position % PAGE, keys + head * size, values + head * size);
-        for (size_t g = 0; g < group; g++)  // queries lie as (kv head, row, query head of it)
-            prepare(q + (head * group + g) * size, queries_, (head * rows_ + row) * group + g);
+        const size_t at = row * kv_stride_ + head * size;
+        if (page >= 0) cache_->write(seen, page, head, position % PAGE, k_.floats() + at, v_.floats() + at);
+        for (size_t g = 0; g < group; g++)
+            prepare(q_.floats() + row * q_stride_ + (head * group + g) * size, queries_, (head * rows_ + row) * group + g);
     }
 }
 

@@ -4,7 +4,7 @@
 //
 //     value = scale · (w - ZERO)      or      scale · w - min
 //
-// Types with a scale for every 16 columns have GROUPS = 2. The definitions are quant.py's.
+// Types with a scale for every 16 columns have GROUPS = 2. The definitions are blocks.py's.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -77,7 +77,7 @@ INLINE void load_fifth_bits(const uint8_t* p, Block<S>& b) {
     each<8>([&](auto g) INLINED { b.w[g] = S::template join<4>(b.w[g], S::template field<g, 1>(x)); });
 }
 
-// quant.py adds m where the K types take a minimum away.
+// blocks.py adds m where the K types take a minimum away.
 template <class S>
 INLINE typename S::F minus_f16(const uint8_t* p) {
     return S::sub(S::zero(), S::load_f16(p));

@@ -42,7 +42,7 @@ void pack_panels(Matrix& matrix, const uint8_t* source, size_t stride, size_t fi
 // One row's bytes as its file had them.
 void unpack_row(const Matrix& matrix, size_t row, uint8_t* out);
 
-// `columns` numbers of one row, by the definition of quant.py. `bytes` as in a file.
+// `columns` numbers of one row, by the definition of blocks.py. `bytes` as in a file.
 void dequantize(QType type, const uint8_t* bytes, size_t columns, float* out);
 
 // One row of a matrix as numbers; `scratch` holds row_bytes.

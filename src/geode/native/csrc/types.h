@@ -1,4 +1,4 @@
-// The number formats that weights come in, by GGUF's names. What the bytes mean is geode/quant.py's to define.
+// The number formats that weights come in, by GGUF's names. What the bytes mean is geode/blocks.py's to define.
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -57,7 +57,10 @@ private:
     void leave(const Layer& layer, int thread);
     void narrow();
     void heads(const Layer& layer, const Seen& seen, int thread);
-    void heads_of_row(const Layer& layer, const Seen& seen, size_t row, Scratch& scratch);
+    void finish_projection(float* y, size_t heads, const std::vector<float>& bias) const;
+    const float* turns_of(const Layer& layer, size_t row) const;
+    void turn_heads(float* y, size_t heads, const std::vector<float>& weight, const Layer& layer, size_t row) const;
+    void store_heads(const Seen& seen, size_t row);
 
     // Stages over panels.
     struct Product {
