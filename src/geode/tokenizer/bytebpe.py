@@ -75,7 +75,7 @@ class ByteBPE(Tokenizer):
     def _words(self, text: str) -> list[str]:
         words = [text]
         for pattern in self._patterns:
-            words = [piece for word in words for piece in _isolate(pattern, word)]
+            words = [piece for word in words for piece in isolate(pattern, word)]
         return words
 
     def _word(self, word: str) -> list[int]:
@@ -120,7 +120,7 @@ def spelt_bytes(text: str, byte_of: Mapping[str, int]) -> bytes:
     return b"".join(bytes([byte_of[c]]) if c in byte_of else c.encode("utf-8", "surrogateescape") for c in text)
 
 
-def _isolate(pattern: Any, text: str) -> Iterable[str]:
+def isolate(pattern: Any, text: str) -> Iterable[str]:
     """The matches and what lies between them."""
     done = 0
     for match in pattern.finditer(text):

@@ -12,22 +12,31 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ..errors import ModelNotFound, TokenizerError
+from ..strings import pack
 from . import protobuf, tiktoken
 from .base import Roles, Tokenizer
-from .spm import CONTROL, SPM, UNUSED, USER_DEFINED
+from .spm import CONTROL, SPACE, UNUSED, USER_DEFINED
+from .vocabulary import Scored
+
+if TYPE_CHECKING:
+    from .rust import Rust
 
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
+LISTED, PADDED = -1000.0, -10000.0
+"""Scores that llama.cpp's converter gives to tokens that a configuration lists, and to rows that hold none."""
+
 # Gemma's .model calls its control tokens user-defined, and sentencepiece would find them in what a user types.
-# The list is that of `does_token_look_special` in llama.cpp's converter and of Gemma's turns and images.
-LOOKS_CONTROL = re.compile(
-    r"<\|.*\|>|<｜.*｜>|<unused\d+>|<(pad|mask|2mass)>|\[@BOS@\]|<(start|end)_of_(turn|image)>|<\|?turn\|?>"
-)
+# The lists are those of `does_token_look_special` in llama.cpp's converter and of Gemma's turns and images.
+MEANT_CONTROL = re.compile(r"<\|.*\|>|<｜.*｜>|<unused.*>|<(pad|mask|2mass)>|\[@BOS@\]")
+LOOKS_CONTROL = re.compile(MEANT_CONTROL.pattern + r"|<(start|end)_of_(turn|image)>|<\|?turn\|?>")
 
 
 def load(directory: str | os.PathLike[str]) -> Tokenizer | None:
@@ -37,19 +46,22 @@ def load(directory: str | os.PathLike[str]) -> Tokenizer | None:
     is damaged or of a kind that is not understood.
     """
     directory = Path(directory)
-    config = _config(directory)
-    if (path := directory / "tokenizer.json").is_file():
-        from .rust import Rust
+    path = chosen(directory)
+    if path is None:
+        return None
+    if path.name == "tokenizer.json":
+        return of_json(directory)
+    if path.name == "tekken.json":
+        return tiktoken.tekken(path).tokenizer()
+    return describe_directory(path).tokenizer() if is_sentencepiece(path) else from_tiktoken(path)
 
-        return Rust(path, _names(config), _generation_ends(directory), _added(directory, config))
-    for path in _models(directory):
-        if tiktoken.is_ranks(_head(path)):
-            return from_tiktoken(path)
-        return _sentencepiece(path, config, _added(directory, config), _generation_ends(directory))
-    for path in sorted(directory.glob("*.tiktoken")):
-        return from_tiktoken(path)
-    if (path := directory / "tekken.json").is_file():
-        return tiktoken.tekken(path)
+
+def chosen(directory: Path) -> Path | None:
+    """The file that says how a directory's model tokenises, None where there is none."""
+    names = [directory / "tokenizer.json", *_models(directory), *sorted(directory.glob("*.tiktoken"))]
+    for path in (*names, directory / "tekken.json"):
+        if path.is_file():
+            return path
     if (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
         raise TokenizerError(
             f"{directory} holds vocab.json and merges.txt, which do not say how to cut words. Write a tokenizer.json "
@@ -58,12 +70,27 @@ def load(directory: str | os.PathLike[str]) -> Tokenizer | None:
     return None
 
 
+def of_json(directory: Path) -> Rust:
+    """The engine of a directory's tokenizer.json."""
+    from .rust import Rust
+
+    config = configuration(directory)
+    path = directory / "tokenizer.json"
+    return Rust(path, _names(config), _generation_ends(directory), _added(directory, config))
+
+
+def is_sentencepiece(path: Path) -> bool:
+    """Whether a *.model or *.tiktoken is SentencePiece's, and not ranks."""
+    with path.open("rb") as file:
+        return path.suffix != ".tiktoken" and not tiktoken.is_ranks(file.read(512))
+
+
 def from_sentencepiece(path: str | os.PathLike[str], *, bos: bool = True, eos: bool = False) -> Tokenizer:
     """The tokenizer of a SentencePiece .model of the kind BPE. The file does not say whether BOS and EOS are added.
 
     Raises TokenizerError for a unigram model, and for one that normalises text: their tokenizer.json does it exactly.
     """
-    return _sentencepiece(Path(path), {"add_bos_token": bos, "add_eos_token": eos}, [], ())
+    return describe_model(Path(path), {"add_bos_token": bos, "add_eos_token": eos}).tokenizer()
 
 
 def from_tiktoken(
@@ -79,12 +106,22 @@ def from_tiktoken(
     `pattern` cuts words, `control` are the control tokens; `bos`, the text of one of them, is added before texts. The
     file holds none of these: left out, they are those of Llama 3 or Qwen, told by the number of ranks.
     """
-    return tiktoken.ranks_tokenizer(_there(Path(path)), pattern, control, bos, eos)
+    return tiktoken.ranks(_there(Path(path)), pattern, control, bos, eos).tokenizer()
 
 
-def _sentencepiece(
-    path: Path, config: Mapping[str, Any], added: list[tuple[int, str, bool]], ends: tuple[int, ...]
-) -> Tokenizer:
+def describe_directory(path: Path) -> Scored:
+    """What the tokenizer of a .model consists of, with what the files beside it say."""
+    config = configuration(path.parent)
+    return describe_model(path, config, _added(path.parent, config), _generation_ends(path.parent))
+
+
+def describe_model(
+    path: Path,
+    config: Mapping[str, Any],
+    added: Sequence[tuple[int, str, bool]] = (),
+    ends: tuple[int, ...] = (),
+) -> Scored:
+    """What the tokenizer of a .model consists of, with the tokens (id, text, whether control) that other files add."""
     try:
         model = protobuf.parse(_there(path).read_bytes())
         _check(model)
@@ -106,7 +143,14 @@ def _sentencepiece(
         adds_eos=bool(config.get("add_eos_token", False)),
         ends=ends,
     )
-    return SPM(model.pieces, model.scores, types, roles, model.add_dummy_prefix)
+    spelt = zip(model.pieces, types, strict=True)
+    return Scored(
+        pieces=pack(piece.replace(SPACE, " ") if kind == USER_DEFINED else piece for piece, kind in spelt),
+        scores=np.array(model.scores, np.float32),
+        types=np.array(types, np.int32),
+        roles=roles,
+        prefix=model.add_dummy_prefix,
+    )
 
 
 def _check(model: protobuf.Model) -> None:
@@ -132,8 +176,9 @@ def _put(model: protobuf.Model, token: int, text: str, kind: int) -> None:
         )
     while len(model.pieces) <= token:
         model.pieces.append(f"[PAD{len(model.pieces)}]")
-        model.scores.append(0.0)
+        model.scores.append(PADDED)
         model.types.append(UNUSED)
+    model.scores[token] = LISTED
     if model.types[token] in (CONTROL, kind) and model.pieces[token] == text:
         return
     model.pieces[token], model.types[token] = text, kind
@@ -142,13 +187,14 @@ def _put(model: protobuf.Model, token: int, text: str, kind: int) -> None:
 # The small JSON files beside
 
 
-def _config(directory: Path) -> dict[str, Any]:
+def configuration(directory: Path) -> dict[str, Any]:
+    """tokenizer_config.json over special_tokens_map.json; empty where there is neither."""
     return {**_json(directory / "special_tokens_map.json"), **_json(directory / "tokenizer_config.json")}
 
 
 def _names(config: Mapping[str, Any]) -> dict[str, str]:
     """Texts of the tokens with a role; a token is a string or an object with its content."""
-    found = {role: _content(config.get(role)) for role in ROLES}
+    found = {role: content_of(config.get(role)) for role in ROLES}
     return {role: text for role, text in found.items() if text}
 
 
@@ -156,12 +202,13 @@ def _added(directory: Path, config: Mapping[str, Any]) -> list[tuple[int, str, b
     """Id, text and whether it is control, of every token that the configuration adds."""
     found = {text: (int(token), text, False) for text, token in _json(directory / "added_tokens.json").items()}
     for token, each in dict(config.get("added_tokens_decoder") or {}).items():
-        if (text := _content(each)) and str(token).isdigit():
+        if (text := content_of(each)) and str(token).isdigit():
             found[text] = (int(token), text, isinstance(each, Mapping) and bool(each.get("special")))
     return list(found.values())
 
 
-def _content(token: Any) -> str:
+def content_of(token: Any) -> str:
+    """The text of a token as a configuration gives it: itself, or an object with its content; "" for none."""
     return str(token.get("content") or "") if isinstance(token, Mapping) else token if isinstance(token, str) else ""
 
 
@@ -185,11 +232,6 @@ def _json(path: Path) -> dict[str, Any]:
 def _models(directory: Path) -> list[Path]:
     found = [directory / "tokenizer.model", *sorted(directory.glob("*.model")), *sorted(directory.glob("*.model.v*"))]
     return [path for path in found if path.is_file()]
-
-
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(512)
 
 
 def _there(path: Path) -> Path:

@@ -7,7 +7,7 @@ llama-vocab.cpp in github.com/ggml-org/llama.cpp.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,13 @@ import numpy as np
 from ..errors import TokenizerError
 from ..strings import Index, StringArray, pack, without_first
 from .base import Roles, Tokenizer
-from .bytebpe import ByteBPE
 from .patterns import CUTS
-from .spm import CONTROL, NORMAL, SPM, UNKNOWN, USER_DEFINED
+from .spm import CONTROL, NORMAL, UNKNOWN
+from .vocabulary import Ranked, Scored, Vocabulary
 
 PREFIX = "tokenizer.ggml."
+NAMED = ("eot", "eom", "seperator", "cls", "mask", "fim_pre", "fim_suf", "fim_mid", "fim_pad", "fim_rep", "fim_sep")
+"""Further ids with a role (sic: "seperator", as llama.cpp spells it)."""
 FALCON_END = 11  # llama.cpp's default bos and eos of byte-level BPE, right for Falcon's vocabulary only
 
 
@@ -29,9 +31,14 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     Arrays may be lists, numpy arrays or lazy sequences. Raises TokenizerError for a kind that is not understood, and
     for arrays that are missing, of unequal length or at odds with each other.
     """
+    return describe(metadata).tokenizer()
+
+
+def describe(metadata: Mapping[str, Any]) -> Vocabulary:
+    """What the tokenizer of a file's metadata consists of. Raises TokenizerError as `from_gguf` does."""
     fields = {key.removeprefix(PREFIX): value for key, value in metadata.items() if key.startswith(PREFIX)}
     kind = fields.get("model")
-    makers = {"llama": _spm, "gpt2": _byte_bpe}
+    makers: dict[Any, Callable[[Mapping[str, Any]], Vocabulary]] = {"llama": _scored, "gpt2": _ranked}
     if kind not in makers:
         raise TokenizerError(
             f"tokenizer.ggml.model should be one of {', '.join(makers)}; this file says {kind!r}. "
@@ -40,16 +47,22 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     return makers[kind](fields)
 
 
-def _spm(fields: Mapping[str, Any]) -> Tokenizer:
+def _scored(fields: Mapping[str, Any]) -> Scored:
     pieces = _tokens(fields)
     scores = _array(fields, "scores", len(pieces))
     types = _array(fields, "token_type", len(pieces), NORMAL)
     size = _real(pieces)
-    roles = _roles(fields, size, bos=1, eos=2, unk=0, adds_bos=True)
-    return SPM(pieces.first(size), scores[:size], types[:size], roles, bool(fields.get("add_space_prefix", True)))
+    return Scored(
+        pieces=pieces.first(size),
+        scores=scores[:size],
+        types=types[:size],
+        roles=_roles(fields, size, bos=1, eos=2, unk=0, adds_bos=True),
+        named=_named(fields, size),
+        prefix=bool(fields.get("add_space_prefix", True)),
+    )
 
 
-def _byte_bpe(fields: Mapping[str, Any]) -> Tokenizer:
+def _ranked(fields: Mapping[str, Any]) -> Ranked:
     pieces = _tokens(fields)
     size = _real(pieces)
     types = _array(fields, "token_type", len(pieces), NORMAL)[:size]
@@ -60,31 +73,19 @@ def _byte_bpe(fields: Mapping[str, Any]) -> Tokenizer:
             f"{', '.join(name for name in CUTS if name)}. Use the model's tokenizer.json instead."
         )
     pieces = pieces.first(size)
-    control, added = (_of_types(pieces, types, kinds) for kinds in ((CONTROL, UNKNOWN), (USER_DEFINED,)))
-    ends = FALCON_END if FALCON_END in control.values() else None
-    roles = _roles(fields, size, bos=ends, eos=ends, unk=None, adds_bos=cut.adds_bos)
-    tokens, merges = Index(pieces), _merges(fields)
-    _check_merges(merges, tokens)
-    ranks = Index(merges)
-    apart = control.keys() | added.keys()
-
-    def find(piece: str) -> int | None:
-        return None if piece in apart else tokens.find(piece)
-
-    return ByteBPE(
-        find,
-        pieces.__getitem__,
-        lambda left, right: ranks.find(f"{left} {right}"),
-        cut,
-        roles,
-        size=size,
-        control=control,
-        added=added,
+    falcon = size > FALCON_END and types[FALCON_END] in (CONTROL, UNKNOWN)
+    ends = FALCON_END if falcon else None
+    found = Ranked(
+        pieces=pieces,
+        types=types,
+        roles=_roles(fields, size, bos=ends, eos=ends, unk=None, adds_bos=cut.adds_bos),
+        named=_named(fields, size),
+        merges=_merges(fields),
+        cut=cut,
+        pre=pre,
     )
-
-
-def _of_types(pieces: StringArray, types: np.ndarray, kinds: tuple[int, ...]) -> dict[str, int]:
-    return {pieces[i]: i for i in np.flatnonzero(np.isin(types, kinds)).tolist()}
+    _check_merges(found.merges, found.index)
+    return found
 
 
 def _merges(fields: Mapping[str, Any]) -> StringArray:
@@ -132,6 +133,12 @@ def _real(pieces: Sequence[str]) -> int:
     while size and re.fullmatch(r"\[PAD\d+\]", pieces[size - 1]):
         size -= 1
     return size
+
+
+def _named(fields: Mapping[str, Any], size: int) -> dict[str, int]:
+    """Ids of the roles that `Roles` does not hold, by their names here."""
+    found = {name: fields.get(f"{name}_token_id") for name in NAMED}
+    return {name: int(token) for name, token in found.items() if token is not None and 0 <= int(token) < size}
 
 
 def _roles(

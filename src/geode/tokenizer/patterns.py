@@ -40,6 +40,7 @@ _DIGIT_GPT2 = Cut((r"\p{N}", GPT2))
 _LLAMA3 = Cut((CL100K,), whole=True, adds_bos=True)
 _DEFAULT = Cut((r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"))
 
+# Of names for one cut the first is written: one under which llama.cpp, like us, does not tidy spaces (`clean_spaces`).
 CUTS: dict[str, Cut] = {
     "": _DEFAULT,
     "default": _DEFAULT,
@@ -49,9 +50,9 @@ CUTS: dict[str, Cut] = {
     "olmo": Cut((GPT2,), nfc=True),
     "mpt": Cut((GPT2,), nfc=True),
     "falcon": Cut((r"[\p{P}\$\+<=>\^~\|`]+", GPT2, "[0-9][0-9][0-9]")),
+    "smollm": _DIGIT_GPT2,
     "starcoder": _DIGIT_GPT2,
     "refact": _DIGIT_GPT2,
-    "smollm": _DIGIT_GPT2,
     "codeshell": _DIGIT_GPT2,
     "exaone": _DIGIT_GPT2,
     "minerva-7b": _DIGIT_GPT2,
@@ -67,8 +68,8 @@ CUTS: dict[str, Cut] = {
     "smaug-bpe": Cut((CL100K,)),
     "chatglm-bpe": Cut((CL100K,)),
     "glm4": Cut((CL100K,), whole=True),
-    "stablelm2": Cut((QWEN2,), nfc=True),
     "qwen2": Cut((QWEN2,), nfc=True),
+    "stablelm2": Cut((QWEN2,), nfc=True),
     "deepseek-r1-qwen": Cut((QWEN2,), nfc=True),
     "hunyuan": Cut((QWEN2,)),
     "qwen35": Cut((QWEN2.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]"),)),

@@ -1,4 +1,4 @@
-"""The fields of a SentencePiece .model file, read from protobuf's wire format.
+"""The fields of a SentencePiece .model file, read from and written in protobuf's wire format.
 
 What the fields mean for tokenising is spm.py's business; the names are those of sentencepiece_model.proto.
 """
@@ -6,7 +6,7 @@ What the fields mean for tokenising is spm.py's business; the names are those of
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ..errors import TokenizerError
@@ -56,10 +56,27 @@ def parse(data: bytes) -> Model:
 
 
 def _add_piece(model: Model, data: bytes) -> None:
+    text, score, kind = _usual_piece(data) or _any_piece(data)
+    model.pieces.append(text.decode("utf-8"))
+    model.scores.append(struct.unpack("<f", score)[0])
+    model.types.append(kind)
+
+
+def _usual_piece(data: bytes) -> tuple[bytes, bytes, int] | None:
+    """Text, score and type where they stand as nearly always: in this order, the text short, the type one byte."""
+    end = 2 + data[1] if len(data) > 1 and data[0] == 0x0A and data[1] < 128 else len(data)
+    if data[end : end + 1] != b"\x15" or len(data) not in (end + 5, end + 7):
+        return None
+    if len(data) == end + 5:
+        return data[2:end], data[end + 1 :], 1
+    if data[end + 5] != 0x18 or data[end + 6] > 127:
+        return None
+    return data[2:end], data[end + 1 : end + 5], data[end + 6]
+
+
+def _any_piece(data: bytes) -> tuple[bytes, bytes, int]:
     found: dict[int, int | bytes] = dict(_fields(data))
-    model.pieces.append(_as_bytes(found.get(1, b"")).decode("utf-8"))
-    model.scores.append(struct.unpack("<f", _as_bytes(found.get(2, bytes(4))))[0])
-    model.types.append(_as_int(found.get(3, 1)))
+    return _as_bytes(found.get(1, b"")), _as_bytes(found.get(2, bytes(4))), _as_int(found.get(3, 1))
 
 
 def _set(model: Model, data: bytes, names: dict[int, str]) -> None:
@@ -67,6 +84,52 @@ def _set(model: Model, data: bytes, names: dict[int, str]) -> None:
         if name := names.get(number):
             default = getattr(model, name)
             setattr(model, name, _as_bytes(value) if isinstance(default, bytes) else type(default)(_as_int(value)))
+
+
+# Writing
+
+SPELT = {"unk_id": 45, "bos_id": 46, "eos_id": 47, "pad_id": 48}  # where the trainer spec has the texts of these ids
+_VOCAB_SIZE, _BYTE_FALLBACK = 4, 35
+_BYTE_TYPE = 6
+
+
+def serialise(model: Model) -> bytes:
+    """The bytes of a .model file with these pieces, types and ids. Raises UnicodeEncodeError for pieces no UTF-8."""
+    trainer = {number: int(getattr(model, name)) for number, name in TRAINER.items()}
+    trainer |= {_VOCAB_SIZE: len(model.pieces), _BYTE_FALLBACK: int(_BYTE_TYPE in model.types)}
+    spelt = {
+        number: model.pieces[token].encode() for name, number in SPELT.items() if (token := getattr(model, name)) >= 0
+    }
+    normalizer = {1: b"identity", **{number: getattr(model, name) for number, name in NORMALIZER.items()}}
+    pieces = zip(model.pieces, model.scores, model.types, strict=True)
+    parts = [_field(1, _piece(*each)) for each in pieces]
+    return b"".join([*parts, _field(2, _message(trainer | spelt)), _field(3, _message(normalizer))])
+
+
+def _piece(text: str, score: float, kind: int) -> bytes:
+    spelt = text.encode()
+    return b"\n%b%b\x15%b\x18%b" % (_number(len(spelt)), spelt, struct.pack("<f", score), _number(kind))
+
+
+def _message(fields: Mapping[int, int | bytes]) -> bytes:
+    return b"".join(_field(number, fields[number]) for number in sorted(fields))
+
+
+def _field(number: int, value: int | bytes) -> bytes:
+    if isinstance(value, bytes):
+        return _number(number << 3 | 2) + _number(len(value)) + value
+    return _number(number << 3) + _number(int(value) & (1 << 64) - 1)
+
+
+def _number(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+# Reading the wire
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +36,17 @@ class Rust(Tokenizer):
     ):
         self._file = _read(path)
         self._lock = threading.Lock()
+        self._anew: dict[int, bool] = {}
         names = names or {}
         _complete(self._file, names, added)
         found = self._file.get_added_tokens_decoder()
-        self._added = {token: str(each.content).encode() for token, each in found.items()}
+        self.added = found
+        """The library's AddedToken of each id that has one."""
+        self._kinds, trims = self._decoder()
+        spaces = SPACE if self._kinds & {"Replace", "Metaspace"} else " "
+        self._added = {token: str(each.content).replace(spaces, " ").encode() for token, each in found.items()}
         control = {each.content: token for token, each in found.items() if each.special}
         size = max([self._file.get_vocab_size(with_added_tokens=False), *(token + 1 for token in found)])
-        self._kinds, trims = self._decoder()
         super().__init__(size, control, self._read_roles(names, tuple(ends)), trims)
 
     def _decoder(self) -> tuple[set[str], bool]:
@@ -84,18 +87,18 @@ class Rust(Tokenizer):
         return super()._marked(text, mark) if mark and mark in text else self._ids(text, True)
 
     def _plain(self, text: str, after: int | None = None) -> list[int]:
-        if after is None or not self._begins_with_space:
+        if after is None or self._begins_anew(after):
             return self._ids(text, False)
-        before = self._ids("\n", False)  # what follows a newline gets no space of its own
-        ids = self._ids("\n" + text, False)
+        before = self._ids("a\n", False)  # what follows a newline gets no space of its own
+        ids = self._ids("a\n" + text, False)
         return ids[len(before) :] if ids[: len(before)] == before else self._ids(text, False)
 
-    @cached_property
-    def _begins_with_space(self) -> bool:
-        """Whether the start of a text, and no other place, gets a space (Metaspace's scheme "first")."""
-        cutter = self._file.pre_tokenizer
-        steps = _typed(json.loads(cutter.__getstate__())) if cutter is not None else ()
-        return any(step.get("prepend_scheme") == "first" for step in steps)
+    def _begins_anew(self, after: int) -> bool:
+        """Whether text after this token is read as at the start of a text, where some put a space before it."""
+        if after not in self._anew:
+            ids = self._ids(str(self.added[after].content) + "a", True)
+            self._anew[after] = ids == [after, *self._ids("a", False)]
+        return self._anew[after]
 
     def _piece(self, token: int) -> bytes:
         if (text := self._added.get(token)) is not None:

@@ -9,13 +9,20 @@ import base64
 import binascii
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import TokenizerError
+from ..strings import pack
 from .base import Roles
-from .bytebpe import LATIN1, ByteBPE
+from .bytebpe import GPT2_ALPHABET, LATIN1, ByteBPE
+from .merges import by_rank
 from .patterns import CL100K, QWEN2, Cut
+from .spm import CONTROL, NORMAL, UNUSED
+from .vocabulary import Ranked
 
 
 def _numbered(start: int, texts: Iterable[str]) -> dict[str, int]:
@@ -43,10 +50,63 @@ _TEKKEN = (
 ).split()
 
 
-def ranks_tokenizer(
-    path: Path, pattern: str | None, control: Mapping[str, int] | None, bos: str | None, eos: str | None
-) -> ByteBPE:
-    """The tokenizer of a tiktoken file; what is None is taken from what is known of a file with as many ranks."""
+@dataclass(frozen=True)
+class Ranks:
+    """Bytes, as latin-1 characters, with their ids; the pattern that cuts words; control tokens by text."""
+
+    vocab: dict[str, int]
+    pattern: str
+    control: dict[str, int]
+    bos: str | None
+    eos: str | None
+
+    @property
+    def size(self) -> int:
+        return max([*self.vocab.values(), *self.control.values()]) + 1
+
+    @property
+    def cut(self) -> Cut:
+        return Cut((self.pattern,), whole=True)
+
+    @property
+    def roles(self) -> Roles:
+        bos, eos, pad, unk = (self.control.get(text or "") for text in (self.bos, self.eos, "<pad>", "<unk>"))
+        return Roles(bos=bos, eos=eos, pad=pad, unk=unk, adds_bos=self.bos is not None)
+
+    def tokenizer(self) -> ByteBPE:
+        """Joins by the rank of what they make, as tiktoken does."""
+        pieces = {token: piece for piece, token in self.vocab.items()}
+        return ByteBPE(
+            self.vocab.get,
+            lambda token: pieces.get(token, ""),
+            lambda left, right: self.vocab.get(left + right),
+            self.cut,
+            self.roles,
+            size=self.size,
+            alphabet=LATIN1,
+            control=self.control,
+        )
+
+    def describe(self) -> Ranked:
+        """The same as merges, in GPT-2's alphabet."""
+        spelt = {piece.translate(GPT2_ALPHABET): token for piece, token in self.vocab.items()}
+        pieces = [f"[PAD{i}]" for i in range(self.size)]
+        types = np.full(self.size, UNUSED, np.int32)
+        for found, kind in ((spelt, NORMAL), (self.control, CONTROL)):
+            for text, token in found.items():
+                pieces[token], types[token] = text, kind
+        merges = pack(f"{left} {right}" for left, right in by_rank(spelt))
+        return Ranked(pieces=pack(pieces), types=types, roles=self.roles, merges=merges, cut=self.cut)
+
+
+def ranks(
+    path: Path,
+    pattern: str | None = None,
+    control: Mapping[str, int] | None = None,
+    bos: str | None = None,
+    eos: str | None = None,
+) -> Ranks:
+    """What a tiktoken file holds; what is None is taken from what is known of a file with as many ranks."""
     vocab = _ranks(path)
     if pattern is None:
         if len(vocab) not in KNOWN:
@@ -56,11 +116,11 @@ def ranks_tokenizer(
             )
         pattern, known, bos, eos = KNOWN[len(vocab)]
         control = known if control is None else control
-    return _tokenizer(vocab, pattern, dict(control or {}), bos, eos)
+    return Ranks(vocab, pattern, dict(control or {}), bos, eos)
 
 
-def tekken(path: Path) -> ByteBPE:
-    """The tokenizer of Mistral's tekken.json."""
+def tekken(path: Path) -> Ranks:
+    """What Mistral's tekken.json holds."""
     try:
         data = json.loads(path.read_text("utf-8"))
         config = data["config"]
@@ -74,29 +134,12 @@ def tekken(path: Path) -> ByteBPE:
             f"{path} is no tekken.json that can be read ({type(problem).__name__}: {problem}). Fetch it again."
         ) from None
     control = _numbered(0, [*names, *(f"<SPECIAL_{i}>" for i in range(len(names), specials))])
-    return _tokenizer(vocab, pattern, control, "<s>", "</s>")
+    return Ranks(vocab, pattern, control, "<s>", "</s>")
 
 
-def _tokenizer(
-    vocab: dict[str, int], pattern: str, control: dict[str, int], bos: str | None, eos: str | None
-) -> ByteBPE:
-    def id_of(text: str | None) -> int | None:
-        return control.get(text) if text else None
-
-    roles = Roles(bos=id_of(bos), eos=id_of(eos), pad=id_of("<pad>"), unk=id_of("<unk>"), adds_bos=bos is not None)
-    size = max([*vocab.values(), *control.values()]) + 1
-    cut = Cut((pattern,), whole=True)
-    pieces = {token: piece for piece, token in vocab.items()}
-    return ByteBPE(
-        vocab.get,
-        lambda token: pieces.get(token, ""),
-        lambda left, right: vocab.get(left + right),
-        cut,
-        roles,
-        size=size,
-        alphabet=LATIN1,
-        control=control,
-    )
+def lines(pieces: Iterable[bytes]) -> bytes:
+    """A tiktoken file: each piece in base64 with its rank, which is its place."""
+    return b"".join(b"%s %d\n" % (base64.b64encode(piece), rank) for rank, piece in enumerate(pieces))
 
 
 def is_ranks(data: bytes) -> bool:
