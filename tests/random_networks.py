@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -74,9 +75,14 @@ def write_hf(folder: Path, kind: str = "F32", config: Config = SMALL, seed: int 
 
 
 def write_gguf(path: Path, kind: str = "F32", config: Config = SMALL, seed: int = 0) -> Path:
+    return save_gguf(path, arrays(config, kind, seed), config)
+
+
+def save_gguf(path: Path, weights: Mapping[str, Array], config: Config = SMALL) -> Path:
+    """A Llama of these canonical tensors as a file without a tokenizer."""
     metadata = {"general.architecture": "llama", **LLAMA.config_to_gguf(config)}
     known = {name: value for name, value in metadata.items() if value is not None}
-    gguf.write(path, known, gguf_dialect.write(network(config, kind, seed), config, LLAMA))
+    gguf.write(path, known, gguf_dialect.write(from_arrays(weights), config, LLAMA))
     return path
 
 

@@ -306,7 +306,9 @@ def gguf_of(name: str) -> tuple[families.Family, Json, Json]:
     config = family.config_from_hf(values)
     shapes = tensors.shapes(config)
     theirs = {
-        n: rule.their_shape(shapes) for rule in dialect.rules(config.replace(depth=1), family) for n in rule.theirs
+        n: shape
+        for rule in dialect.rules(config.replace(depth=1), family)
+        for n, shape in zip(rule.theirs, rule.their_shapes(shapes), strict=True)
     }
     return family, family.config_to_gguf(config), theirs
 

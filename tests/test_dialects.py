@@ -16,9 +16,10 @@ from variants import VARIANTS, Variant, build, text_ids
 import geode.checkpoint
 from geode import families, tensors
 from geode.config import Config
-from geode.dialects import Rows, Split, Stack, grouped_rows, halved_rows, matches, split_name
+from geode.dialects import grouped_rows, halved_rows, matches, split_name
 from geode.dialects import gguf as gguf_dialect
 from geode.dialects import hf as hf_dialect
+from geode.dialects.ops import Rows, Split, Stack
 from geode.errors import ConfigError, TensorError
 from geode.families import Family
 from geode.io import gguf, safetensors
@@ -417,7 +418,7 @@ def test_gguf_tensors_of_another_shape_are_refused(saved: Any) -> None:
 
 
 def test_split_refuses_another_height() -> None:
-    with pytest.raises(TensorError, match=r"5 rows; 2 \+ 2 were expected"):
+    with pytest.raises(TensorError, match=r"5 entries along axis 0; 2 \+ 2 were expected"):
         Split((2, 2)).forward([np.zeros((5, 3))])
 
 
@@ -430,7 +431,7 @@ def test_rows_and_stack_undo_themselves() -> None:
     np.testing.assert_array_equal(order.forward(arrays)[0][:, 0], [10, 6, 2, 0, 4, 8])
     np.testing.assert_array_equal(order.inverse(order.forward(arrays))[0], arrays[0])
     rows = [np.arange(3.0), np.ones(3)]
-    np.testing.assert_array_equal(Stack().inverse(Stack().forward(rows)), rows)
+    np.testing.assert_array_equal(Stack(2).inverse(Stack(2).forward(rows)), rows)
 
 
 def test_row_orders_are_permutations() -> None:

@@ -15,18 +15,23 @@ FRAMEWORKS = {"keras", "jax", "torch", "tensorflow", "keras_hub", "transformers"
 
 # Lower rooms first; a room may import its own and those before it.
 FLOORS = (
-    {"errors", "memory", "config", "lattice", "blocks", "quant", "strings", "tensors", "mixes", "sampling"},
+    {*"errors manifest memory config lattice blocks quant recover integers strings tensors mixes sampling".split()},
     {"keys", "sandbox", "tool_calls"},
     {"positions"},
     {"families"},
     {"dialects"},
     {"io", "tokenizer"},
-    {"chat", "checkpoint"},
     {"network", "native"},
+    {"imatrix"},
+    {"formats"},
+    {"chat", "checkpoint", "artefact"},
     {"generate"},
     {"engine"},
     {"lm"},
-    {"perplexity", "bench"},
+    {"perplexity", "bench", "verify"},
+    {"adapters"},
+    {"conversion"},
+    {"merge"},
     {"tune", "data", "evals", "safety", "serve"},
     {"cli"},
 )

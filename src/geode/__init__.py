@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import Config
+    from .conversion import convert
     from .errors import GeodeError
     from .generate import Options, Piece, Usage
     from .lm import LM, Fake, Local, Result, Score
@@ -29,11 +30,13 @@ __all__ = [
     "Score",
     "Usage",
     "__version__",
+    "convert",
     "load",
 ]
 
 _ROOMS = {
     "config": {"Config"},
+    "conversion": {"convert"},
     "errors": {"GeodeError"},
     "generate": {"Options", "Piece", "Usage"},
     "lm": {"LM", "Fake", "Local", "Result", "Score", "load"},

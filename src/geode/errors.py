@@ -9,6 +9,8 @@
     ├── ChatError               a chat template or a conversation that cannot be rendered
     ├── ContextError            more tokens than the model's context holds
     ├── OptionError             an argument outside its range
+    │   └── LossError           a conversion that would lose something nobody asked to give up
+    ├── ConversionError         what was written is not what was read
     ├── BackendError            a framework, dtype or accelerator that cannot be used as asked
     │   └── MissingExtra        an optional dependency that is not installed
     ├── CapacityError           not enough memory or disk for what was asked
@@ -54,6 +56,16 @@ class ContextError(GeodeError):
 
 class OptionError(GeodeError):
     """An argument outside its range."""
+
+
+class LossError(OptionError):
+    """A conversion would lose something; the message says what, and how to allow it."""
+
+
+class ConversionError(GeodeError):
+    """A written artefact was read back and is not the same model."""
+
+    exit_code = 1
 
 
 class BackendError(GeodeError):

@@ -39,7 +39,10 @@ class Family:
     optional: tuple[str, ...] = ()  # canonical patterns of tensors that may be absent and are then zero
     renames: tuple[tuple[str, str], ...] = ()  # prefixes of Hugging Face names, as found -> as in `names`
     ignore: tuple[str, ...] = ()  # patterns of harmless tensors
+    vision: tuple[str, ...] = ()  # patterns of tensors of a vision tower, which the text half does without
     chat: ChatFormats = (("", "plain"),)
+    eight_bit_head: bool = False  # llama.cpp's mixes keep this family's head in Q8_0
+    gemma_terms: bool = False  # weights of this family come under the Gemma Terms, and pass them on
 
     def names_for(self, config: Config) -> dict[str, str]:
         return dict(self.names) | dict(self.names_by_block.get(config.block, {}))
@@ -270,6 +273,7 @@ GEMMA = replace(
     norm_plus_one=True,
     gguf_pairs_adjacent=False,
     chat=(("", "gemma"),),
+    gemma_terms=True,
 )
 
 # The 27B models of both generations divide scores by sqrt(width / heads), which GGUF does not say: llama.cpp#13951
@@ -347,7 +351,7 @@ GEMMA3 = replace(
         ("model.language_model.", "model."),
         ("language_model.lm_head.", "lm_head."),
     ),
-    ignore=(*LLAMA.ignore, "vision_tower.*", "multi_modal_projector.*", "model.vision_tower.*", "model.multi_modal*"),
+    vision=("vision_tower.*", "multi_modal_projector.*", "model.vision_tower.*", "model.multi_modal*"),
 )
 
 # ----------------------------------------------------------------------------------------------------------- Falcon
@@ -430,6 +434,7 @@ FALCON = Family(
     fused_qkv=True,
     ignore=("*.rotary_emb.inv_freq", "*.maybe_rotary.inv_freq"),
     chat=(("", "falcon"),),
+    eight_bit_head=True,
 )
 
 # ------------------------------------------------------------------------------- GPT-NeoX, Pythia, Open-Assistant

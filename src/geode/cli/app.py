@@ -16,7 +16,21 @@ from .. import __version__
 from ..errors import GeodeError
 from .screen import complain
 
-VERBS = ("run", "chat", "pull", "list", "remove", "info", "perplexity", "bench", "doctor")
+VERBS = (
+    "run",
+    "chat",
+    "pull",
+    "list",
+    "remove",
+    "info",
+    "convert",
+    "merge",
+    "verify",
+    "imatrix",
+    "perplexity",
+    "bench",
+    "doctor",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,7 +1,7 @@
 """One invertible table per dialect: how another project's tensors become the canonical ones, and back.
 
-A dialect is a list of `Rule`s. What a rule means for a model family is data in `families`; which file the
-bytes lie in is the business of `io`.
+A dialect is a list of `Rule`s; what can happen between two names is in `ops`. What a rule means for a model family is
+data in `families`; which file the bytes lie in is the business of `io`.
 """
 
 from __future__ import annotations
@@ -11,81 +11,14 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
 
 import numpy as np
 
 from ..config import Config
 from ..errors import TensorError
-from ..quant import DTYPES, QTensor, concatenate, to_float32
+from ..quant import DTYPES, QTensor
 from ..tensors import Array, Entry, Tensors, shapes
-
-
-class Op(Protocol):
-    """A pair of pure functions on lists of arrays, each the other's inverse."""
-
-    def forward(self, arrays: list[Array]) -> list[Array]: ...
-
-    def inverse(self, arrays: list[Array]) -> list[Array]: ...
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows in another order: `ours = theirs[index]`. Whole rows move, so quantised tensors stay in their bits."""
-
-    index: tuple[int, ...]
-
-    def forward(self, arrays: list[Array]) -> list[Array]:
-        return [take_rows(array, np.asarray(self.index)) for array in arrays]
-
-    def inverse(self, arrays: list[Array]) -> list[Array]:
-        return [take_rows(array, np.argsort(self.index)) for array in arrays]
-
-
-@dataclass(frozen=True)
-class Split:
-    """One array cut along its rows into several of the given heights."""
-
-    heights: tuple[int, ...]
-
-    def forward(self, arrays: list[Array]) -> list[Array]:
-        (whole,) = arrays
-        if whole.shape[0] != sum(self.heights):
-            raise TensorError(
-                f"a fused tensor has {whole.shape[0]} rows; {' + '.join(map(str, self.heights))} were expected"
-            )
-        ends = np.cumsum(self.heights)
-        return [
-            take_rows(whole, slice(int(end - height), int(end))) for end, height in zip(ends, self.heights, strict=True)
-        ]
-
-    def inverse(self, arrays: list[Array]) -> list[Array]:
-        quantised = [array for array in arrays if isinstance(array, QTensor)]
-        if len(quantised) == len(arrays) and len({array.type for array in quantised}) == 1:
-            return [concatenate(quantised)]
-        if quantised or len({array.dtype for array in arrays if isinstance(array, np.ndarray)}) > 1:
-            return [np.concatenate([to_float32(array) for array in arrays])]
-        return [np.concatenate([np.asarray(array) for array in arrays])]
-
-
-class Stack:
-    """Several arrays as the rows of one."""
-
-    def forward(self, arrays: list[Array]) -> list[Array]:
-        return [np.stack([np.asarray(array) for array in arrays])]
-
-    def inverse(self, arrays: list[Array]) -> list[Array]:
-        return list(np.asarray(arrays[0]))
-
-
-class AddOne:
-    """A norm stored as its distance from one. In float64, where the sum loses no bit of a weight worth storing."""
-
-    def forward(self, arrays: list[Array]) -> list[Array]:
-        return [np.asarray(array).astype(np.float64) + 1.0 for array in arrays]
-
-    def inverse(self, arrays: list[Array]) -> list[Array]:
-        return [np.asarray(array).astype(np.float64) - 1.0 for array in arrays]
+from .ops import Op
 
 
 @dataclass(frozen=True)
@@ -109,16 +42,14 @@ class Rule:
 
     def widens(self) -> bool:
         """Whether the numbers come out as float64, in both directions."""
-        return any(isinstance(op, AddOne) for op in self.ops)
+        return any(op.widens for op in self.ops)
 
-    def their_shape(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-        """The shape of each of `theirs`, given those of ours."""
-        ours = [shapes[name] for name in self.ours]
-        if len(self.ours) == len(self.theirs):
-            return ours[0]
-        if len(self.theirs) == 1:
-            return (sum(shape[0] for shape in ours), *ours[0][1:])
-        return ours[0][1:]
+    def their_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[int, ...]]:
+        """The shapes of `theirs`, given those of ours."""
+        found = [shapes[name] for name in self.ours]
+        for op in reversed(self.ops):
+            found = op.shapes(found)
+        return found
 
 
 def rule(ours: str, theirs: str, *ops: Op, optional: bool = False) -> Rule:
@@ -157,10 +88,11 @@ def write(rules: Sequence[Rule], canonical: Tensors, narrow: str = "F32") -> Ten
         kind = "F64" if one.widens() else ours[0].type if len(kinds) == 1 else "F32"
         kind = narrow if kind == "F64" else kind
         load = _once(lambda one=one, kind=kind: _cast(one.write([canonical[name] for name in one.ours]), kind))  # type: ignore[misc]
-        shape = one.their_shape({name: entry.shape for name, entry in zip(one.ours, ours, strict=True)})
-        nbytes = sum(entry.nbytes for entry in ours) // len(one.theirs)
-        nbytes = math.prod(shape) * DTYPES[kind].itemsize if kind in DTYPES else nbytes
-        found |= {name: Entry(shape, kind, nbytes, _piece(load, i)) for i, name in enumerate(one.theirs)}
+        theirs = one.their_shapes({name: entry.shape for name, entry in zip(one.ours, ours, strict=True)})
+        for i, (name, shape) in enumerate(zip(one.theirs, theirs, strict=True)):
+            packed = sum(entry.nbytes for entry in ours) // len(one.theirs)
+            nbytes = math.prod(shape) * DTYPES[kind].itemsize if kind in DTYPES else packed
+            found[name] = Entry(shape, kind, nbytes, _piece(load, i))
     return Tensors(found)
 
 
@@ -187,9 +119,13 @@ def _entries(one: Rule, stored: Tensors, expected: dict[str, tuple[int, ...]]) -
 
 def _misfits(one: Rule, stored: Tensors, expected: dict[str, tuple[int, ...]]) -> list[str]:
     """Shapes that disagree, from headers alone."""
-    want = one.their_shape(expected)
+    wanted = dict(zip(one.theirs, one.their_shapes(expected), strict=True))
     have = {name: stored.entries[name].shape for name in one.theirs if name in stored.entries}
-    return [f"{name}: expected {want}, the file has {shape}" for name, shape in have.items() if shape != want]
+    return [
+        f"{name}: expected {wanted[name]}, the file has {shape}"
+        for name, shape in have.items()
+        if shape != wanted[name]
+    ]
 
 
 def _zeros(shape: tuple[int, ...]) -> Entry:
@@ -244,11 +180,6 @@ def split_name(name: str) -> tuple[str, str, str]:
         return "", stem, kind
     _, layer, rest = stem.split(".", 2)
     return layer, f"blk.{{}}.{rest}", kind
-
-
-def take_rows(array: Array, index: np.ndarray | slice) -> Array:
-    """Rows of a plain or quantised array."""
-    return array.rows(index) if isinstance(array, QTensor) else np.asarray(array)[index]
 
 
 @lru_cache(maxsize=2)  # every layer asks for the same

@@ -11,9 +11,10 @@ from __future__ import annotations
 from ..config import Config
 from ..families import Family
 from ..tensors import Tensors, shapes
-from . import Op, Rows, Rule, Split, halved_rows, matches, rule, split_name
+from . import Rule, halved_rows, matches, rule, split_name
 from . import read as read_rules
 from . import write as write_rules
+from .ops import Op, Rows, Split
 
 
 def rules(config: Config, family: Family) -> list[Rule]:

@@ -12,9 +12,10 @@ from __future__ import annotations
 from ..config import Config
 from ..families import Family
 from ..tensors import Tensors, shapes
-from . import AddOne, Op, Rows, Rule, Split, Stack, grouped_rows, matches, rule, split_name
+from . import Rule, grouped_rows, matches, rule, split_name
 from . import read as read_rules
 from . import write as write_rules
+from .ops import AddOne, Op, Rows, Split, Stack
 
 
 def rules(config: Config, family: Family) -> list[Rule]:
@@ -31,7 +32,7 @@ def rules(config: Config, family: Family) -> list[Rule]:
         optional = any(matches(ours, pattern) for pattern in family.optional)
         if stem.endswith(("q_norm", "k_norm")) and config.qk_norm == "per_head":
             heads = config.heads if stem.endswith("q_norm") else config.kv_heads
-            made.append(Rule((ours,), tuple(f"{theirs}.norms.{h}.{kind}" for h in range(heads)), (Stack(),)))
+            made.append(Rule((ours,), tuple(f"{theirs}.norms.{h}.{kind}" for h in range(heads)), (Stack(heads),)))
         else:
             ops: tuple[Op, ...] = (AddOne(),) if family.norm_plus_one and stem.endswith("norm") else ()
             made.append(rule(ours, f"{theirs}.{kind}", *ops, optional=optional))
@@ -49,7 +50,7 @@ def read(stored: Tensors, config: Config, family: Family) -> Tensors:
     renamed = Tensors({_renamed(name, family): entry for name, entry in stored.entries.items()})
     names = family.names
     copies = (f"{names['output']}.weight",) if config.tied else ()  # some savers store a tied head all the same
-    return read_rules(rules(config, family), renamed, config, (*family.ignore, *copies))
+    return read_rules(rules(config, family), renamed, config, (*family.ignore, *family.vision, *copies))
 
 
 def write(canonical: Tensors, config: Config, family: Family) -> Tensors:

@@ -56,6 +56,21 @@ def _entry(tensors: Mapping[str, Array], name: str) -> Entry:
     return Entry(known.shape, known.type, known.nbytes, lambda: tensors[name])
 
 
+def cut(known: Mapping[str, Entry], limit: int | None) -> list[dict[str, Entry]]:
+    """Tensors in their order, in parts of at most `limit` bytes; a bigger tensor has its own. Raises OptionError."""
+    if limit is not None and limit < 1:
+        raise OptionError(f"max_shard_bytes must be 1 or more; got {limit}.")
+    parts: list[dict[str, Entry]] = [{}]
+    size = 0
+    for name, entry in known.items():
+        if limit is not None and parts[-1] and size + entry.nbytes > limit:
+            parts.append({})
+            size = 0
+        parts[-1][name] = entry
+        size += entry.nbytes
+    return parts
+
+
 def write_tensor(file: BinaryIO, name: str, entry: Entry) -> None:
     """Loads one tensor and appends its bytes. Raises TensorError when it is not what its entry promised."""
     array = entry.load()
@@ -119,7 +134,7 @@ def staging(target: Path) -> Iterator[Staging]:
         yield stage
         stage.commit()
     except OSError as error:
-        raise _explained(error, target) from None
+        raise explained(error, target) from None
     finally:
         stage.discard()
 
@@ -137,7 +152,8 @@ def _sync_directory(path: Path) -> None:
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
-def _explained(error: OSError, target: Path) -> CapacityError | OptionError:
+def explained(error: OSError, target: Path) -> CapacityError | OptionError:
+    """What went wrong while `target` was written, as one of our errors."""
     if error.errno not in _FULL:
         return OptionError(f"Cannot write {target}: {error.strerror}. Choose a directory that exists and is yours.")
     place = next(p for p in (target, *target.absolute().parents) if p.is_dir())

@@ -29,10 +29,10 @@ from ..errors import FormatError, ModelNotFound, OptionError, TensorError
 from ..quant import BLOCKS, DTYPES, QTensor, row_bytes
 from ..strings import StringArray, places
 from ..tensors import Array, Entry, Tensors
-from .files import array_at, entries, map_file, staging, write_tensor
+from .files import array_at, cut, entries, map_file, staging, write_tensor
 from .gguf_values import VALUE_TYPES, packed_name, packed_value, type_of
 
-__all__ = ["GGUF", "TENSOR_TYPES", "VALUE_TYPES", "StringArray", "read", "write"]
+__all__ = ["GGUF", "TENSOR_TYPES", "VALUE_TYPES", "StringArray", "read", "write", "write_parts"]
 
 MAGIC = b"GGUF"
 VERSION = 3
@@ -115,6 +115,27 @@ def write(
         for name, entry in known.items():
             write_tensor(file, name, entry)
             _pad(file, alignment)
+
+
+def write_parts(
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, object],
+    tensors: Tensors,
+    max_bytes: int,
+    types: Mapping[str, str] | None = None,
+) -> None:
+    """Writes PATH-00001-of-0000N.gguf and so on, each of at most `max_bytes` of tensors or of one tensor.
+
+    The first part has all metadata, as llama.cpp's gguf-split makes it. Raises as `write` does.
+    """
+    path = Path(path)
+    parts = cut(tensors.entries, max_bytes)
+    for index, part in enumerate(parts):
+        split: dict[str, object] = {"split.no": np.uint16(index), "split.count": np.uint16(len(parts))}
+        split |= {"split.tensors.count": np.int32(len(tensors))}
+        name = f"{path.name.removesuffix('.gguf')}-{index + 1:05}-of-{len(parts):05}.gguf"
+        alignment = {key: value for key, value in metadata.items() if key == "general.alignment"}
+        write(path.with_name(name), {**(alignment if index else metadata), **split}, Tensors(part), types)
 
 
 # Reading

@@ -76,12 +76,13 @@ def _abandoned(path: Path) -> bool:
     """True where the process that the file names is gone, or died before it wrote its number."""
     try:
         text = path.read_text()
-        return not _alive(int(text)) if text.isdigit() else time.time() - path.stat().st_mtime > WRITE_SECONDS
+        return not alive(int(text)) if text.isdigit() else time.time() - path.stat().st_mtime > WRITE_SECONDS
     except OSError:
         return False  # taken away meanwhile; the next turn will see
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether a process of this number runs."""
     if os.name == "nt":
         return _alive_on_windows(pid)
     try:

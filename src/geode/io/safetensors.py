@@ -28,7 +28,7 @@ import numpy as np
 from ..errors import FormatError, ModelNotFound, OptionError, TensorError
 from ..quant import DTYPES
 from ..tensors import Array, Entry, Tensors
-from .files import Staging, array_at, entries, map_file, staging, write_tensor
+from .files import Staging, array_at, cut, entries, map_file, staging, write_tensor
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -76,7 +76,7 @@ def write(
     path = Path(path)
     known = entries(tensors)
     texts = _checked_texts(FORMAT if metadata is None else metadata)
-    shards = _shards(known, max_shard_bytes)
+    shards = cut(known, max_shard_bytes)
     if path.suffix == ".safetensors" and not path.is_dir():
         if len(shards) > 1:
             raise OptionError(f"{len(shards)} shards do not go into the one file {path}; give a directory.")
@@ -273,21 +273,6 @@ def _checked_texts(texts: Mapping[str, str]) -> dict[str, str]:
     if not all(isinstance(key, str) and isinstance(value, str) for key, value in texts.items()):
         raise OptionError(f"Metadata of safetensors is names with texts; got {dict(texts)!r:.200}.")
     return dict(texts)
-
-
-def _shards(known: Mapping[str, Entry], limit: int | None) -> list[dict[str, Entry]]:
-    """Tensors in their order, a new shard where `limit` bytes would be passed; a bigger tensor has its own."""
-    if limit is not None and limit < 1:
-        raise OptionError(f"max_shard_bytes must be 1 or more; got {limit}.")
-    shards: list[dict[str, Entry]] = [{}]
-    size = 0
-    for name, entry in known.items():
-        if limit is not None and shards[-1] and size + entry.nbytes > limit:
-            shards.append({})
-            size = 0
-        shards[-1][name] = entry
-        size += entry.nbytes
-    return shards
 
 
 def _write_directory(stage: Staging, path: Path, shards: list[dict[str, Entry]], texts: dict[str, str]) -> list[str]:

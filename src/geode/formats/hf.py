@@ -1,0 +1,133 @@
+"""Hugging Face: a directory of config.json, safetensors in shards, the tokenizer's files and generation settings.
+
+Tensor names are the dialect's business, bytes `io.safetensors`'s. vLLM, SGLang, TGI and TensorRT-LLM read the same.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .. import families
+from ..dialects import hf as dialect
+from ..dialects import matches
+from ..errors import ConfigError, ModelNotFound
+from ..tensors import Tensors
+from .base import Checkpoint, Format, Target, common_type, floats, read_json, write_json, write_tokenizer
+
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+
+
+class HuggingFace(Checkpoint):
+    """A directory with config.json."""
+
+    def _tensors(self) -> Tensors:
+        return dialect.read(self.stored, self.config, self.family)
+
+    def _ends(self) -> frozenset[int]:
+        found = read_json(self.path / "generation_config.json").get("eos_token_id")
+        found = self.metadata.get("eos_token_id") if found is None else found
+        return frozenset(i for i in (found if isinstance(found, list) else [found]) if type(i) is int)
+
+    def left_out(self) -> list[str]:
+        seen = [n for n in self.stored.entries if any(matches(n, p) for p in self.family.vision)]
+        return [f"The vision tower and its projector, {len(seen)} tensors, are not part of the text model."] * bool(
+            seen
+        )
+
+
+def claims(path: Path) -> bool:
+    """A directory with config.json and safetensors, one of these files, or a directory where only weights miss."""
+    if path.is_dir():
+        has_weights = any(path.glob("*.safetensors*")) or not any(path.glob("*.gguf"))
+        return (path / "config.json").is_file() and has_weights
+    return path.suffix == ".safetensors" or path.name in ("config.json", "model.safetensors.index.json", *PICKLES)
+
+
+def open(path: Path) -> HuggingFace:
+    """Opens a directory, config.json, an index, or one .safetensors file beside its config.json."""
+    if path.suffix == ".safetensors" and "-of-" not in path.name:
+        return _open(path.parent, path)
+    return _open(path, path) if path.is_dir() else _open(path.parent, path.parent)
+
+
+def _open(path: Path, weights: Path) -> HuggingFace:
+    if not (path / "config.json").is_file():
+        raise ModelNotFound(f"{path} has no config.json, so what the weights beside it compute is not known.")
+    values = read_json(path / "config.json")
+    model_type = values.get("model_type")
+    text = values.get("text_config")
+    if isinstance(text, dict) and text.get("model_type"):  # the text half of a multimodal checkpoint
+        shared = {name: value for name, value in values.items() if name in _IDS}
+        values, model_type = shared | text, text["model_type"]
+    if not isinstance(model_type, str):
+        raise ConfigError(f"{path / 'config.json'} has no model_type, so its family is not known.")
+    family = families.by_model_type(model_type)
+    config = family.config_from_hf(values, str(path / "config.json"))
+    return HuggingFace(path, "hf", family, config, _stored(weights), values)
+
+
+def _stored(weights: Path) -> Tensors:
+    """safetensors; where a directory has none, PyTorch's own files, which older checkpoints come in."""
+    if weights.is_dir() and not any(weights.glob("*.safetensors*")) and any((weights / n).is_file() for n in PICKLES):
+        from ..io import torch_zip
+
+        return torch_zip.read(weights)
+    from ..io import safetensors
+
+    return safetensors.read(weights)
+
+
+def write(checkpoint: Checkpoint, folder: Path, name: str, target: Target) -> None:
+    """A directory that transformers' `from_pretrained` opens."""
+    from ..io import safetensors
+
+    kind = target.dtype or common_type(checkpoint.tensors)
+    tensors = floats(checkpoint.tensors, target.dtype)
+    stored = dialect.write(tensors, checkpoint.config, checkpoint.family)
+    safetensors.write(folder, stored, max_shard_bytes=target.max_shard_bytes)
+    write_json(folder / "config.json", config_json(checkpoint, kind))
+    if generation := generation_json(checkpoint):
+        write_json(folder / "generation_config.json", generation)
+    write_tokenizer(checkpoint, folder)
+
+
+def config_json(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
+    """config.json: the network, its token ids and the type of its weights."""
+    made = checkpoint.family.config_to_hf(checkpoint.config)
+    return made | {"torch_dtype": DTYPE_NAMES[dtype]} | token_ids(checkpoint)
+
+
+def token_ids(checkpoint: Checkpoint) -> dict[str, Any]:
+    """bos, eos and pad as config.json spells them; those the source says, else the tokenizer's."""
+    known = {key: checkpoint.metadata[key] for key in _IDS if checkpoint.metadata.get(key) is not None}
+    if known or checkpoint.tokenizer is None:
+        return known
+    roles = checkpoint.tokenizer.roles
+    found = {"bos_token_id": roles.bos, "eos_token_id": roles.eos, "pad_token_id": roles.pad}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def generation_json(checkpoint: Checkpoint) -> dict[str, Any]:
+    """generation_config.json: the source's own where it has one, else the ids that end a text."""
+    if checkpoint.format == "hf" and (found := read_json(checkpoint.path / "generation_config.json")):
+        return found
+    ids: dict[str, Any] = token_ids(checkpoint)
+    ends = sorted(checkpoint.ends | (checkpoint.tokenizer.ends if checkpoint.tokenizer else frozenset()))
+    if ends:
+        ids["eos_token_id"] = ends[0] if len(ends) == 1 else ends
+    return ids
+
+
+FORMAT = Format(
+    name="hf",
+    about="Hugging Face directory: config.json, safetensors, tokenizer files",
+    claims=claims,
+    open=open,
+    write=write,
+    options=frozenset({"dtype", "max_shard_bytes"}),
+)
