@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
 
+from geode import quant
 from geode.blocks import BLOCKS
-from geode.native import extension
+from geode.errors import OptionError, TensorError
+from geode.native import extension, weights
+from geode.quant import QTensor
 
 if not extension.is_there():
     pytest.skip("the native engine was not built: pip install -e .", allow_module_level=True)
@@ -27,6 +32,7 @@ BATCHES = (1, 2, 3, 5, 16, 17, 33)
 
 isas = pytest.mark.parametrize("isa", NATIVE.isas())
 types = pytest.mark.parametrize("kind", TYPES)
+quantizers = pytest.mark.parametrize("isa", [isa for isa in NATIVE.isas() if isa in ("avx512", "avx2", "portable")])
 
 
 def packed(kind: str, rows: int, columns: int, scale: float = 0.01, seed: int = 0) -> np.ndarray:
@@ -169,6 +175,92 @@ def test_numbers_and_panels_keep_the_bytes(kind: str) -> None:
         np.testing.assert_array_equal(NATIVE.roundtrip(kind, data, columns), data)
         found = np.asarray(NATIVE.dequantize(kind, data, columns))
         np.testing.assert_array_equal(found.view(np.uint32), numbers(kind, data).view(np.uint32))
+
+
+PACKED_SHAPES = [(1, 256), (7, 1024), (33, 512)]
+"""Rows and columns: fewer blocks than are packed together, and no whole number of such."""
+
+
+def numbers_to_pack(rows: int, columns: int, dtype: Any) -> np.ndarray:
+    """Normal numbers, in some rows larger ones, and a stretch of zeros."""
+    rng = np.random.default_rng(rows)
+    x = rng.standard_normal((rows, columns)) * rng.choice([0.02, 0.5], (rows, 1))
+    x[rows // 2, :300] = 0
+    return x.astype(dtype)
+
+
+@quantizers
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_packing_gives_the_bits_of_the_definition(isa: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEODE_ISA", isa)
+    for (rows, columns), dtype in zip(PACKED_SHAPES, FLOATS.values(), strict=True):
+        x = numbers_to_pack(rows, columns, dtype)
+        importance = np.random.default_rng(1).standard_normal(columns).astype(np.float32) ** 2
+        importance[10:90] = 0
+        for counts in (None, importance):
+            found = weights.quantize(x, kind, threads=2, weights=counts)
+            np.testing.assert_array_equal(found.data, quant.quantize(x, kind, counts).data)
+
+
+@quantizers
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_unpacking_rounds_as_numpy_does(isa: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEODE_ISA", isa)
+    for scale in (1e-7, 1e-3, 1e3):  # below, in and beyond the range of half precision
+        tensor = QTensor(kind, (37, 512), packed(kind, 37, 512, scale))
+        for name, dtype in FLOATS.items():
+            with np.errstate(over="ignore"):
+                expected = tensor.dequantize().astype(dtype)
+            assert weights.dequantize(tensor, name, threads=3).tobytes() == expected.tobytes()
+
+
+def test_every_half_is_read_as_numpy_reads_it() -> None:
+    halves = np.arange(1 << 16, dtype=np.uint16)
+    found = np.asarray(NATIVE.dequantize("F16", halves.view(np.uint8).reshape(1, -1), 1 << 16))
+    expected = halves.view(np.float16).astype(np.float32)
+    numbers = ~np.isnan(expected)
+    np.testing.assert_array_equal(found[0][numbers].view(np.uint32), expected[numbers].view(np.uint32))
+    assert np.isnan(found[0][~numbers]).all()
+
+
+def test_packing_fills_a_part_of_what_is_there(tmp_path: Path) -> None:
+    x = numbers_to_pack(40, 512, np.float32)
+    x.astype(np.float16).tofile(tmp_path / "x")
+    source = np.memmap(tmp_path / "x", np.float16, "r", shape=(40, 512))
+    whole = quant.quantize(source, "Q4_K").data
+    out = np.memmap(tmp_path / "q", np.uint8, "w+", shape=whole.shape)
+    for at in range(0, 40, 13):
+        weights.quantize(source[at : at + 13], "Q4_K", out=out[at : at + 13])
+    np.testing.assert_array_equal(out, whole)
+    back = np.zeros((40, 512), np.float16)
+    assert weights.dequantize(QTensor("Q4_K", (40, 512), out), "F16", out=back) is back
+    np.testing.assert_array_equal(back, QTensor("Q4_K", (40, 512), whole).dequantize().astype(np.float16))
+
+
+def test_other_floats_and_shapes_are_packed_by_way_of_float32() -> None:
+    x = numbers_to_pack(8, 512, np.float64)
+    expected = quant.quantize(x, "Q6_K").data
+    np.testing.assert_array_equal(weights.quantize(x, "Q6_K").data, expected)
+    np.testing.assert_array_equal(weights.quantize(x.reshape(2, 4, 512), "Q6_K").data, expected)
+    tall = x.astype(np.float32).reshape(512, 8).T
+    np.testing.assert_array_equal(weights.quantize(tall, "Q6_K").data, quant.quantize(tall, "Q6_K").data)
+    assert weights.quantize(np.zeros((0, 512), np.float32), "Q4_0").data.shape == (0, 288)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    x = numbers_to_pack(3, 512, np.float32)
+    with pytest.raises(OptionError, match=r"uint8 \(3, 288\)"):
+        weights.quantize(x, "Q4_0", out=np.empty((3, 289), np.uint8))
+    with pytest.raises(TensorError, match="512 columns"):
+        weights.quantize(x, "Q4_0", weights=np.ones(3))
+    with pytest.raises(OptionError, match="'F64'"):
+        weights.dequantize(quant.quantize(x, "Q4_0"), "F64")
+    with pytest.raises(OptionError, match="float16"):
+        weights.dequantize(quant.quantize(x, "Q4_0"), "F16", out=np.empty((3, 512), np.float32))
+    for bad in (np.nan, 3e38):
+        x[1, 7] = bad
+        with pytest.raises(TensorError, match="cannot be packed"):
+            weights.quantize(x, "Q4_0")
 
 
 def test_an_instruction_set_that_is_not_here_is_named_with_those_that_are() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -29,6 +31,58 @@ def layers(plan: dict[str, str], stem: str, kind: str) -> list[int]:
 def test_the_plan_is_what_llama_cpp_made(real_model: Callable, name: str, mix: str) -> None:
     opened = checkpoint.open(real_model(name))
     assert mixes.plan(opened.config, mix) == {name: entry.type for name, entry in opened.tensors.entries.items()}
+
+
+SMALL: dict[str, Any] = {"vocab": 512, "width": 256, "depth": 32, "heads": 8, "kv_heads": 2, "head_dim": 32, "ffn": 512}
+FUSED: dict[str, Any] = {"fused_qkv": True, "gated": False}
+FALCON: dict[str, Any] = FUSED | {"eight_bit_head": True}
+LLAMA_CPPS = {  # networks, and CRC-32 of what `llama-quantize --dry-run` printed for them: see `choices`
+    "gemma": ({"tied": True, "depth": 18, "kv_heads": 1}, 0xD80D1FC0),
+    "gemma 3": ({"tied": True, "depth": 26, "kv_heads": 4, "ffn": 576}, 0x1BF651FE),
+    "llama, values shared by four": ({}, 0xB4AF0277),
+    "llama 70b": ({"depth": 80}, 0x7A1B5D72),
+    "llama, rows of no whole 256": ({"kv_heads": 8, "width": 288, "head_dim": 36}, 0x90CADD35),
+    "llama, rows of no whole 32": ({"width": 240, "head_dim": 30, "depth": 16}, 0xB12744B5),
+    "falcon 7b": (FALCON | {"block": "parallel_shared", "kv_heads": 1}, 0xE76ADD3E),
+    "falcon 40b": (FALCON | {"block": "parallel", "depth": 60, "tied": True}, 0x943591D6),
+    "gpt-neox": (FUSED | {"block": "parallel", "kv_heads": 8, "depth": 24}, 0x346733D3),
+    "qwen2": ({"depth": 28}, 0x760EEF67),
+    "qwen2 72b": ({"depth": 80, "kv_heads": 1}, 0x7A1B5D72),
+}
+
+
+def choices(config: Config, **family: bool) -> Iterator[str]:
+    """Each mix, without and with an importance matrix, and the type of each matrix, q, k and v apart."""
+    for mix in mixes.MIXES:
+        for imatrix in (False, True) if mixes.MIXES[mix].blind else (True,):
+            for name, kind in mixes.plan(config, mix, imatrix=imatrix, **family).items():
+                if name.endswith(".weight") and "norm" not in name:
+                    yield f"{mix} {imatrix} {name} {kind}"
+
+
+@pytest.mark.parametrize("network", LLAMA_CPPS)
+def test_every_mix_is_llama_cpps(network: str) -> None:
+    given, expected = LLAMA_CPPS[network]
+    family = {name: given[name] for name in ("fused_qkv", "eight_bit_head") if name in given}
+    config = Config(context=256, **SMALL | {name: value for name, value in given.items() if name not in family})
+    assert zlib.crc32("\n".join(sorted(choices(config, **family))).encode()) == expected
+
+
+def test_an_importance_matrix_lets_the_first_layers_keep_a_minimum() -> None:
+    plan = mixes.plan(MISTRAL, "q4_0", imatrix=True)
+    assert layers(plan, "ffn_down", "Q4_1") == [0, 1, 2, 3]
+    assert "Q4_1" not in mixes.plan(MISTRAL, "q4_0").values()
+    assert set(mixes.plan(MISTRAL, "q4_k_m", imatrix=True).items()) == set(mixes.plan(MISTRAL, "q4_k_m").items())
+    with pytest.raises(OptionError, match="geode imatrix"):
+        mixes.plan(MISTRAL, "q2_k_s")
+
+
+def test_a_head_of_eight_bits_costs_the_feed_forward_some() -> None:
+    plan = mixes.plan(MISTRAL, "q4_k_m", eight_bit_head=True, fused_qkv=True)
+    assert plan["output.weight"] == "Q8_0"
+    assert layers(plan, "ffn_down", "Q6_K") == [0, 1]
+    assert layers(plan, "ffn_down", "Q5_K") == [2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 28, 29, 30, 31]
+    assert layers(plan, "attn_v", "Q6_K") == layers(mixes.plan(MISTRAL, "q4_k_m"), "attn_v", "Q6_K")
 
 
 def test_q4_k_m_gives_sensitive_layers_more_bits() -> None:
@@ -89,7 +143,7 @@ def test_a_fused_projection_has_one_type() -> None:
 @pytest.mark.parametrize("mix", mixes.MIXES)
 def test_every_planned_tensor_can_be_packed(mix: str) -> None:
     wanted = shapes(MISTRAL)
-    plan = mixes.plan(MISTRAL, mix)
+    plan = mixes.plan(MISTRAL, mix, imatrix=not mixes.MIXES[mix].blind)
     assert list(plan) == list(wanted)
     assert all(row_bytes(kind, wanted[name]) > 0 for name, kind in plan.items() if kind != "F32")
     assert plan["blk.9.ffn_up.weight"] == mixes.MIXES[mix].base

@@ -357,25 +357,97 @@ def test_rows_of_broken_blocks_are_not_packed() -> None:
         quant.quantize(np.zeros((2, 128), np.float32), "F16")
 
 
+# With an importance matrix
+
+GGML_WEIGHTED = {  # what ggml's quantize_q4_0 … make of `product()` and `importance()`; weighted error / size, and without
+    "Q8_0": ("346a2f4b98f8c295", 0.0064, 0.0064),
+    "Q4_0": ("6981cbed704c8397", 0.0841, 0.0999),
+    "Q4_1": ("b45096ece4422b6c", 0.0644, 0.0916),
+    "Q5_0": ("9fec1e2834cb1aba", 0.0433, 0.0504),
+    "Q5_1": ("5a2db24f1f73d222", 0.0320, 0.0436),
+    "Q2_K": ("2617ee124879a041", 0.2086, 0.3507),
+    "Q3_K": ("24e1a71082e31292", 0.1327, 0.1647),
+    "Q4_K": ("8507fd04bdf0377c", 0.0659, 0.0837),
+    "Q5_K": ("78e00d37c4eada1d", 0.0363, 0.0427),
+    "Q6_K": ("7671a55519b752bb", 0.0182, 0.0214),
+}
+
+
+def importance() -> np.ndarray:
+    """Float32 (1024,) from 1e-4 to 60; the same on every machine."""
+    return np.square(product(11)[0] * 8 + np.float32(0.01)).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_bytes_equal_ggmls_with_an_importance_matrix(kind: str) -> None:
+    x, weights = product(), importance()
+    digest, *errors = GGML_WEIGHTED[kind]
+    packed = quant.quantize(x, kind, weights)
+    assert hashlib.sha256(packed.data.tobytes()).hexdigest()[:16] == digest
+    weighted = np.sqrt(weights)
+    found = [rms((p.dequantize() - x) * weighted) / rms(x * weighted) for p in (packed, quant.quantize(x, kind))]
+    assert found == pytest.approx(errors, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_rows_are_weighed_apart(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weights = product(), importance()
+    whole = quant.quantize(x.reshape(2, 4, 1024), kind, weights)
+    assert whole.shape == (2, 4, 1024)
+    np.testing.assert_array_equal(quant.quantize(x[5:6], kind, weights).data, whole.data[5:6])
+    monkeypatch.setattr(quant, "PIECE", 768)
+    np.testing.assert_array_equal(quant.quantize(x, kind, weights).data, whole.data)
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_columns_that_never_count_are_no_numbers_to_trip_over(kind: str) -> None:
+    x, weights = product(), importance()
+    weights[128:400] = 0
+    x[3, 500:900] = 0
+    found = quant.quantize(x, kind, weights).dequantize()
+    counting = np.r_[0:128, 512:1024]
+    size = rms(x[:, counting])
+    assert rms((found - x)[:, counting]) < 0.6 * size
+
+
+@pytest.mark.parametrize("bad", [np.ones(5), np.full(1024, -1.0), np.full(1024, np.nan), np.ones((1, 1024))])
+def test_weights_that_do_not_fit_are_refused(bad: np.ndarray) -> None:
+    with pytest.raises(TensorError, match="1024 columns"):
+        quant.quantize(product(), "Q4_0", bad)
+
+
 # The searches
 
 
 def test_affine_finds_the_line() -> None:
     q = np.random.default_rng(2).integers(0, 16, (32, 5)).astype(np.float32)
     q[0], q[1] = 0, 15
-    scale, low = lattice.affine(q / 2 - 3, np.ones_like(q), 15, -1, 20, np.square)
+    scale, low, found = lattice.affine(q / 2 - 3, np.ones_like(q), 15, lattice.tries(-1, 0.1, 21))
     np.testing.assert_allclose(scale, 0.5, rtol=1e-5)
     np.testing.assert_allclose(low, 3, rtol=1e-5)
+    np.testing.assert_array_equal(found, q)
 
 
 def test_affine_reaches_from_zero() -> None:
     x = np.linspace(3, 7, 32, dtype=np.float32)[:, None]
-    scale, low = lattice.affine(x, np.ones_like(x), 15, -1, 20, np.square)
+    scale, low, q = lattice.affine(x, np.ones_like(x), 15, lattice.tries(-1, 0.1, 21))
     assert low >= 0
     assert abs(lattice.nearest((x + low) / scale, 0, 15) * scale - low - x).max() <= scale / 2 * 1.01
+    assert abs(q * scale - low - x).max() <= scale / 2 * 1.1
 
 
-@pytest.mark.parametrize("search", [lattice.symmetric, lattice.descent])
+def test_from_zero_finds_the_scale_and_moves_what_counts_little() -> None:
+    q = np.random.default_rng(2).integers(0, 64, (8, 5)).astype(np.float32)
+    q[0] = 63
+    scale, found = lattice.from_zero(q * np.float32(0.25), np.ones_like(q), 63)
+    np.testing.assert_allclose(scale, 0.25, rtol=1e-6)
+    np.testing.assert_array_equal(found, q)
+    with np.errstate(all="ignore"):
+        zeros, none = lattice.from_zero(np.zeros((8, 5), np.float32), np.ones((8, 5), np.float32), 15)
+    assert not zeros.any() and not none.any()
+
+
+@pytest.mark.parametrize("search", [lambda *of: lattice.symmetric(*of)[0], lattice.descent])
 def test_weights_decide_whose_error_counts(search: object) -> None:
     x = np.array([[1.0, 1.0], *[[0.1, 0.1]] * 7, *[[-0.37, -0.37]] * 8], np.float32)
     weights = np.ones_like(x)

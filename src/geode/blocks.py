@@ -13,7 +13,7 @@ github.com/ggml-org/llama.cpp.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,13 +32,40 @@ f32 = np.float32
 class Block:
     """One block format: `unpack` takes uint8 (n, nbytes) and gives float32 (n, elements); `pack` is the way back.
 
-    What `pack` takes is finite; a scale beyond half precision becomes infinite.
+    What `pack` takes is finite; a scale beyond half precision becomes infinite. With float32 weights (n, elements) it
+    finds the scales by how much each number's error counts. `weigh` makes them: of rows (r, c) and how much each column
+    counts (c,), both float32.
     """
 
     elements: int
     nbytes: int
     unpack: Callable[[Bytes], Floats]
-    pack: Callable[[Floats], Bytes]
+    pack: Callable[[Floats, Floats | None], Bytes]
+    weigh: Callable[[Floats, Floats], Floats]
+
+
+def _by_row(rows: Floats, importance: Floats) -> Floats:
+    """What a column counts, times the size of a number beside its row's."""
+    return importance * np.sqrt(_mean_square(rows) + rows * rows)
+
+
+def _by_block(times: int) -> Callable[[Floats, Floats], Floats]:
+    """The same beside `times` the block's."""
+
+    def weigh(rows: Floats, importance: Floats) -> Floats:
+        blocks = rows.reshape(-1, 256)
+        size = np.sqrt(f32(times) * _mean_square(blocks) + blocks * blocks)
+        return importance * size.reshape(rows.shape)
+
+    return weigh
+
+
+def _by_column(rows: Floats, importance: Floats) -> Floats:
+    return np.broadcast_to(importance, rows.shape)
+
+
+def _mean_square(x: Floats) -> Floats:
+    return (lattice.total((x * x).T) / f32(x.shape[1]))[:, None]
 
 
 def _half(blocks: Bytes, at: int) -> Floats:
@@ -82,14 +109,24 @@ def _over(x: f32, y: Floats) -> Floats:
     return np.where(np.isfinite(ratio), ratio, f32(0))
 
 
-def _around_zero(x: Floats, top: int) -> tuple[Floats, Bytes]:
+WEIGHED = lattice.tries(-0.9, 0.05, 37)
+"""Widths that ggml tries where an importance matrix says what counts (`quantize_row_*_impl`)."""
+
+
+def _around_zero(x: Floats, weights: Floats | None, top: int) -> tuple[Floats, Bytes]:
     """x ≈ d·(q - top), the number farthest from zero at q = 0: d (n, 1) and q (n, elements)."""
+    if weights is not None:
+        scale, found = lattice.symmetric(x.T, weights.T, top)
+        return scale[:, None], (found.T + f32(top)).astype(np.uint8)
     d = lattice.peak(x.T)[:, None] / f32(-top)
     return d, _floored(x * _inverse(d) + f32(top + 0.5), 2 * top - 1)
 
 
-def _from_minimum(x: Floats, top: int) -> tuple[Floats, Floats, Bytes]:
+def _from_minimum(x: Floats, weights: Floats | None, top: int) -> tuple[Floats, Floats, Bytes]:
     """x ≈ d·q + m from the least number to the greatest: d and m (n, 1), q (n, elements)."""
+    if weights is not None:
+        scale, low, found = lattice.affine(x.T, weights.T, top, WEIGHED)
+        return scale[:, None], -low[:, None], np.where(scale != 0, found, f32(0)).T.astype(np.uint8)
     m, high = (end(axis=1, keepdims=True) + f32(0) for end in (x.min, x.max))  # 0 and not -0
     d = (high - m) / f32(top)
     return d, m, _floored((x - m) * _inverse(d) + f32(0.5), top)
@@ -108,7 +145,8 @@ def _q8_0(b: Bytes) -> Floats:
     return _half(b, 0) * b[:, 2:].view(np.int8).astype(np.float32)
 
 
-def _to_q8_0(x: Floats) -> Bytes:
+def _to_q8_0(x: Floats, weights: Floats | None) -> Bytes:
+    """Weights are not asked: rounding leaves nothing to choose."""
     d = np.abs(x).max(axis=1, keepdims=True) / f32(127)
     q = x * _inverse(d)
     whole = np.trunc(q)
@@ -125,8 +163,8 @@ def _q4_0(b: Bytes) -> Floats:
     return _half(b, 0) * (_fields(b[:, 2:], 16, 4).astype(np.float32) - f32(8))
 
 
-def _to_q4_0(x: Floats) -> Bytes:
-    d, q = _around_zero(x, 8)
+def _to_q4_0(x: Floats, weights: Floats | None) -> Bytes:
+    d, q = _around_zero(x, weights, 8)
     return np.concatenate([_as_half(d), _from_fields(q, 16, 4)], axis=1)
 
 
@@ -139,8 +177,8 @@ def _q4_1(b: Bytes) -> Floats:
     return _half(b, 0) * _fields(b[:, 4:], 16, 4).astype(np.float32) + _half(b, 2)
 
 
-def _to_q4_1(x: Floats) -> Bytes:
-    d, m, q = _from_minimum(x, 15)
+def _to_q4_1(x: Floats, weights: Floats | None) -> Bytes:
+    d, m, q = _from_minimum(x, weights, 15)
     return np.concatenate([_as_half(d), _as_half(m), _from_fields(q, 16, 4)], axis=1)
 
 
@@ -164,8 +202,8 @@ def _q5_0(b: Bytes) -> Floats:
     return _half(b, 0) * (_five_bits(b, 2).astype(np.float32) - f32(16))
 
 
-def _to_q5_0(x: Floats) -> Bytes:
-    d, q = _around_zero(x, 16)
+def _to_q5_0(x: Floats, weights: Floats | None) -> Bytes:
+    d, q = _around_zero(x, weights, 16)
     return np.concatenate([_as_half(d), _from_five_bits(q)], axis=1)
 
 
@@ -178,8 +216,8 @@ def _q5_1(b: Bytes) -> Floats:
     return _half(b, 0) * _five_bits(b, 4).astype(np.float32) + _half(b, 2)
 
 
-def _to_q5_1(x: Floats) -> Bytes:
-    d, m, q = _from_minimum(x, 31)
+def _to_q5_1(x: Floats, weights: Floats | None) -> Bytes:
+    d, m, q = _from_minimum(x, weights, 31)
     return np.concatenate([_as_half(d), _as_half(m), _from_five_bits(q)], axis=1)
 
 
@@ -191,8 +229,10 @@ def _runs(x: Floats, run: int) -> Floats:
     return np.ascontiguousarray(x.reshape(-1, run).T)
 
 
-def _rounded_up_from_zero(values: Floats, top: int) -> tuple[Floats, Floats]:
+def _rounded_up_from_zero(values: Floats, top: int, weights: Floats | None) -> tuple[Floats, Floats]:
     """Values ≥ 0 (n, runs) ≈ d·s, s in 0 … top: d (n, 1) as half precision has it, and s."""
+    if weights is not None:
+        return _fitted(lattice.from_zero, values, top, weights)
     largest = np.maximum(values.max(axis=1, keepdims=True), f32(0)) + f32(0)
     s = nearest(_over(f32(top), largest) * values, 0, top)
     return _halved(largest / f32(top)), s
@@ -203,6 +243,15 @@ def _rounded_around_zero(values: Floats, top: int) -> tuple[Floats, Floats]:
     largest = lattice.peak(values.T)[:, None]
     inverse = np.where(np.abs(largest) < lattice.FLAT, f32(0), _over(f32(-top), largest))
     return _halved(_inverse(inverse)), nearest(inverse * values, -top, top - 1)
+
+
+def _fitted(
+    search: Callable[[Floats, Floats, int], tuple[Floats, Floats]], values: Floats, top: int, weights: Floats
+) -> tuple[Floats, Floats]:
+    """Values (n, runs) ≈ d·s by a search in which each run counts as all its numbers do: d (n, 1) halved, and s."""
+    counts = lattice.total(_runs(weights, weights.shape[1] // values.shape[1])).reshape(values.shape)
+    d, s = search(values.T, counts.T, top)
+    return _halved(d[:, None]), s.T
 
 
 def _halved(x: Floats) -> Floats:
@@ -228,10 +277,13 @@ def _q2_k(b: Bytes) -> Floats:
     return (_scaled(scales, q) - mins[:, :, None]).reshape(-1, 256)
 
 
-def _to_q2_k(x: Floats) -> Bytes:
+def _to_q2_k(x: Floats, weights: Floats | None) -> Bytes:
     runs = _runs(x, 16)
-    found = lattice.affine(runs, np.abs(runs), 3, -0.5, 15, np.abs)
-    (d, s), (dmin, m) = (_rounded_up_from_zero(values.reshape(-1, 16), 15) for values in found)
+    if weights is None:
+        found = lattice.affine(runs, np.abs(runs), 3, lattice.tries(-0.5, 0.1, 16), np.abs)
+    else:
+        found = lattice.affine(runs, _runs(weights, 16), 3, WEIGHED)
+    (d, s), (dmin, m) = (_rounded_up_from_zero(values.reshape(-1, 16), 15, weights) for values in found[:2])
     q = _rounded(x, d * s, dmin * m, 0, 3)
     pairs = s.astype(np.uint8) | m.astype(np.uint8) << 4
     return np.concatenate([pairs, _from_fields(q, 32, 2), _as_half(d), _as_half(dmin)], axis=1)
@@ -251,9 +303,13 @@ def _q3_k(b: Bytes) -> Floats:
     return _scaled(scales, q.astype(np.float32) - f32(4)).reshape(-1, 256)
 
 
-def _to_q3_k(x: Floats) -> Bytes:
+def _to_q3_k(x: Floats, weights: Floats | None) -> Bytes:
     runs = _runs(x, 16)
-    d, s = _rounded_around_zero(lattice.descent(runs, runs * runs, 4).reshape(-1, 16), 32)
+    if weights is None:
+        d, s = _rounded_around_zero(lattice.descent(runs, runs * runs, 4).reshape(-1, 16), 32)
+    else:
+        scales, _ = lattice.symmetric(runs, _runs(weights, 16), 4)
+        d, s = _fitted(lattice.symmetric, scales.reshape(-1, 16), 32, weights)
     q = _rounded(x, d * s, np.zeros_like(s), -4, 3)
     levels = (s + f32(32)).astype(np.uint8)
     packed = [_from_fields(q >> 2, 32, 1), _from_fields(q & 3, 32, 2)]
@@ -276,12 +332,16 @@ def _scales_and_mins(b: Bytes) -> tuple[Floats, Floats]:
     return _half(b, 0) * s.astype(np.float32), _half(b, 2) * m.astype(np.float32)
 
 
-def _to_scales_and_mins(x: Floats, top: int, first: float, steps: int) -> tuple[Bytes, Bytes]:
-    """The head (n, 16) and q (n, 256) in 0 … top. Errors count by size beside the run's root mean square."""
+def _to_scales_and_mins(x: Floats, weights: Floats | None, top: int, widths: Sequence[f32]) -> tuple[Bytes, Bytes]:
+    """The head (n, 16) and q (n, 256) in 0 … top. Without weights, errors count by size beside the run's root mean
+    square, and `widths` are tried."""
     runs = _runs(x, 32)
-    weights = np.sqrt(lattice.total(runs * runs) / f32(32)) + np.abs(runs)
-    found = lattice.affine(runs, weights, top, first, steps, np.square)
-    (d, s), (dmin, m) = (_rounded_up_from_zero(values.reshape(-1, 8), 63) for values in found)
+    if weights is None:
+        counts = np.sqrt(lattice.total(runs * runs) / f32(32)) + np.abs(runs)
+        found = lattice.affine(runs, counts, top, widths)
+    else:
+        found = lattice.affine(runs, _runs(weights, 32), top, WEIGHED)
+    (d, s), (dmin, m) = (_rounded_up_from_zero(values.reshape(-1, 8), 63, weights) for values in found[:2])
     q = _rounded(x, d * s, dmin * m, 0, top)
     scales, mins = s.astype(np.uint8), m.astype(np.uint8)
     head, tail = (levels[:, :4] | levels[:, 4:] >> 4 << 6 for levels in (scales, mins))
@@ -300,8 +360,8 @@ def _q4_k(b: Bytes) -> Floats:
     return (_scaled(scales, q) - mins[:, :, None]).reshape(-1, 256)
 
 
-def _to_q4_k(x: Floats) -> Bytes:
-    head, q = _to_scales_and_mins(x, 15, -1, 20)
+def _to_q4_k(x: Floats, weights: Floats | None) -> Bytes:
+    head, q = _to_scales_and_mins(x, weights, 15, lattice.tries(-1, 0.1, 21))
     return np.concatenate([head, _from_fields(q, 32, 4)], axis=1)
 
 
@@ -316,8 +376,8 @@ def _q5_k(b: Bytes) -> Floats:
     return (_scaled(scales, q.astype(np.float32)) - mins[:, :, None]).reshape(-1, 256)
 
 
-def _to_q5_k(x: Floats) -> Bytes:
-    head, q = _to_scales_and_mins(x, 31, -0.5, 15)
+def _to_q5_k(x: Floats, weights: Floats | None) -> Bytes:
+    head, q = _to_scales_and_mins(x, weights, 31, lattice.tries(-0.5, 0.1, 16))
     return np.concatenate([head, _from_fields(q >> 4, 32, 1), _from_fields(q & 15, 32, 4)], axis=1)
 
 
@@ -332,23 +392,24 @@ def _q6_k(b: Bytes) -> Floats:
     return _scaled(scales, q.astype(np.float32) - f32(32)).reshape(-1, 256)
 
 
-def _to_q6_k(x: Floats) -> Bytes:
+def _to_q6_k(x: Floats, weights: Floats | None) -> Bytes:
     runs = _runs(x, 16)
-    d, s = _rounded_around_zero(lattice.symmetric(runs, runs * runs, 32).reshape(-1, 16), 128)
+    scales, _ = lattice.symmetric(runs, runs * runs if weights is None else _runs(weights, 16), 32)
+    d, s = _rounded_around_zero(scales.reshape(-1, 16), 128)
     q = _rounded(x, d * s, np.zeros_like(s), -32, 31)
     packed = [_from_fields(q & 15, 64, 4), _from_fields(q >> 4, 32, 2)]
     return np.concatenate([*packed, s.astype(np.int8).view(np.uint8), _as_half(d)], axis=1)
 
 
 BLOCKS: dict[str, Block] = {
-    "Q8_0": Block(32, 34, _q8_0, _to_q8_0),
-    "Q4_0": Block(32, 18, _q4_0, _to_q4_0),
-    "Q4_1": Block(32, 20, _q4_1, _to_q4_1),
-    "Q5_0": Block(32, 22, _q5_0, _to_q5_0),
-    "Q5_1": Block(32, 24, _q5_1, _to_q5_1),
-    "Q2_K": Block(256, 84, _q2_k, _to_q2_k),
-    "Q3_K": Block(256, 110, _q3_k, _to_q3_k),
-    "Q4_K": Block(256, 144, _q4_k, _to_q4_k),
-    "Q5_K": Block(256, 176, _q5_k, _to_q5_k),
-    "Q6_K": Block(256, 210, _q6_k, _to_q6_k),
+    "Q8_0": Block(32, 34, _q8_0, _to_q8_0, _by_row),
+    "Q4_0": Block(32, 18, _q4_0, _to_q4_0, _by_row),
+    "Q4_1": Block(32, 20, _q4_1, _to_q4_1, _by_row),
+    "Q5_0": Block(32, 22, _q5_0, _to_q5_0, _by_row),
+    "Q5_1": Block(32, 24, _q5_1, _to_q5_1, _by_row),
+    "Q2_K": Block(256, 84, _q2_k, _to_q2_k, _by_block(1)),
+    "Q3_K": Block(256, 110, _q3_k, _to_q3_k, _by_block(2)),
+    "Q4_K": Block(256, 144, _q4_k, _to_q4_k, _by_block(2)),
+    "Q5_K": Block(256, 176, _q5_k, _to_q5_k, _by_block(2)),
+    "Q6_K": Block(256, 210, _q6_k, _to_q6_k, _by_column),
 }

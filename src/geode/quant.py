@@ -16,7 +16,17 @@ import numpy as np
 from .blocks import BLOCKS, Block
 from .errors import OptionError, TensorError
 
-__all__ = ["BLOCKS", "DTYPES", "TYPE_NAMES", "Block", "QTensor", "concatenate", "find_nonfinite", "float_type"]
+__all__ = [
+    "BLOCKS",
+    "DTYPES",
+    "TYPE_NAMES",
+    "Block",
+    "QTensor",
+    "checked_weights",
+    "concatenate",
+    "find_nonfinite",
+    "float_type",
+]
 __all__ += ["pieces", "quantize", "row_bytes", "to_float32"]
 
 DTYPES: dict[str, np.dtype] = {
@@ -91,24 +101,47 @@ class QTensor:
         return QTensor(self.type, (len(data), self.shape[-1]), data)
 
 
-def quantize(array: np.ndarray, kind: str) -> QTensor:
+def quantize(array: np.ndarray, kind: str, weights: np.ndarray | None = None) -> QTensor:
     """A float array packed as `kind`, its last axis in blocks; besides the result, a few MB are in use at a time.
 
-    Raises TensorError when the last axis is no whole number of blocks, or a number is not finite or too large for
-    the type's half-precision scales.
+    `weights` (last axis,) is how much each column counts, an importance matrix's: the scales are then found by weighted
+    errors. Raises TensorError when the last axis is no whole number of blocks, a number is not finite or too large for
+    the type's half-precision scales, or the weights do not fit or are not finite numbers ≥ 0.
     """
-    rows = math.prod(array.shape[:-1])
+    rows, columns = math.prod(array.shape[:-1]), array.shape[-1] if array.shape else 0
     data = np.empty((rows, row_bytes(kind, array.shape)), np.uint8)
     block = BLOCKS[kind]
-    numbers, packed = array.reshape(-1, block.elements), data.reshape(-1, block.nbytes)
-    step = PIECE // block.elements
+    if weights is not None:
+        weights = checked_weights(weights, columns)
+    numbers = array.reshape(rows, columns) if weights is not None else array.reshape(-1, block.elements)
+    packed = data.reshape(len(numbers), numbers.shape[1] // block.elements, block.nbytes)
+    step = max(1, PIECE // max(1, numbers.shape[1]))
     for at in range(0, len(numbers), step):
         piece = numbers[at : at + step].astype(np.float32)
         with np.errstate(all="ignore"):  # the searches try what cannot be and drop it
-            packed[at : at + step] = block.pack(piece)
-            if not (np.isfinite(piece).all() and np.isfinite(block.unpack(packed[at : at + step])).all()):
+            packed[at : at + step] = _pack(block, piece, weights).reshape(len(piece), *packed.shape[1:])
+            unpacked = block.unpack(packed[at : at + step].reshape(-1, block.nbytes))
+            if not (np.isfinite(piece).all() and np.isfinite(unpacked).all()):
                 raise TensorError(_unpackable(kind, piece))
     return QTensor(kind, array.shape, data)
+
+
+def _pack(block: Block, rows: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+    blocks = rows.reshape(-1, block.elements)
+    if weights is None:
+        return block.pack(blocks, None)
+    return block.pack(blocks, block.weigh(rows, weights).reshape(blocks.shape))
+
+
+def checked_weights(weights: np.ndarray, columns: int) -> np.ndarray:
+    """How much columns count, as float32. Raises TensorError unless they are `columns` finite numbers ≥ 0."""
+    found = np.ascontiguousarray(weights, np.float32)
+    if found.shape != (columns,) or not np.isfinite(found).all() or (found < 0).any():
+        raise TensorError(
+            f"The weights of a matrix of {columns} columns are as many finite numbers, 0 or more; got shape "
+            f"{np.shape(weights)} with values that do not all fit. Collect the importance matrix anew from this model."
+        )
+    return found
 
 
 def _unpackable(kind: str, piece: np.ndarray) -> str:

@@ -44,7 +44,7 @@ def add(verbs: Any) -> None:
 
 def main(args: argparse.Namespace) -> None:
     _check(args)
-    text = None if args.file is None else _read(args.file)
+    text = None if args.file is None else read_text(args.file)
     lm = options.load(args)
     begun, last, running = perf_counter(), None, []
     for estimate in _estimates(args, lm, text):
@@ -79,7 +79,7 @@ def _estimates(args: argparse.Namespace, lm: Any, text: str | None) -> Iterator[
     return perplexity.measure(lm, text or "", **how, save=args.save_logits, exact=args.exact)
 
 
-def _read(name: str) -> str:
+def read_text(name: str) -> str:
     """The text as llama.cpp reads it: lines end as the file has them, but for one newline at the very end."""
     try:
         data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()

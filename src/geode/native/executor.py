@@ -6,8 +6,9 @@ Keeps the contract of `generate.Executor`; what is sampled, and text, are not kn
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -194,6 +195,34 @@ class Executor:
             hidden[[not is_full for is_full in full]] = self._forward(state, parts)
         return state, self._needed(hidden, needs)
 
+    def trace(self, ids: Sequence[int]) -> np.ndarray:
+        """The residual stream of a text: float32 (depth + 1, T, D), after the embedding and after each block."""
+        depth, width = self.config.depth, self.config.width
+        found = np.empty((depth + 1, len(ids), width), np.float32)
+        for at, observe in self._observed(ids):
+            part = np.empty((depth + 1, min(CHUNK, len(ids) - at), width), np.float32)
+            observe(residual=part)
+            found[:, at : at + CHUNK] = part
+        return found
+
+    def inputs(self, ids: Sequence[int]) -> dict[str, np.ndarray]:
+        """For every matrix the squares of what it is multiplied with, summed over a text's positions: float64
+        (columns,) by canonical name; matrices with the same input share one array."""
+        c = self.config
+        widths = {"attn_q": c.width, "ffn_up": c.width, "attn_output": c.q_width, "ffn_down": c.ffn}
+        sums = np.zeros((c.depth, sum(widths.values())))
+        head = np.zeros(c.width)
+        for _, observe in self._observed(ids):
+            head += np.square(observe(squares=sums), dtype=np.float64).sum(axis=0)
+        ends = np.cumsum(list(widths.values()))[:-1]
+        found = {"token_embd.weight" if c.tied else "output.weight": head}
+        for layer, row in enumerate(sums):
+            parts = dict(zip(widths, np.split(row, ends), strict=True))
+            parts |= {"attn_k": parts["attn_q"], "attn_v": parts["attn_q"]}
+            parts |= {"ffn_gate": parts["ffn_up"]} if c.gated else {}
+            found |= {f"blk.{layer}.{stem}.weight": part for stem, part in parts.items()}
+        return found
+
     def facts(self) -> dict[str, Any]:
         """What a benchmark tells of the engine."""
         model = self.model
@@ -252,6 +281,15 @@ class Executor:
             if len(hidden):
                 yield hidden
 
+    def _observed(self, ids: Sequence[int]) -> Iterator[tuple[int, Callable[..., np.ndarray]]]:
+        """A text in chunks: where each begins, and the forward that fills what it is given and returns hidden states
+        (t, D) after every position. It is to be called once."""
+        state = self._begin([len(ids)], 0)
+        for at in range(0, len(ids), CHUNK):
+            part = Part(state.texts[0], ids[at : at + CHUNK])
+            part.wanted = range(len(part.tokens))
+            yield at, partial(self._forward, state, [part])
+
     def _begin(self, lengths: Sequence[int], room: int) -> State:
         """Memory for texts of such lengths and up to `room` more tokens each, as far as memory goes."""
         wanted = counts = [self._pages(group, lengths, room) for group in self._groups]
@@ -292,14 +330,18 @@ class Executor:
         itemsize = {"F32": 4, "F16": 2, "BF16": 2, "Q8_0": 1.125}[self.kv_type]
         return int(len(group.layers) * 2 * self.config.kv_width * itemsize * PAGE)
 
-    def _forward(self, state: State, parts: Sequence[Part]) -> np.ndarray:
-        """Hidden states (W, D) after the wanted rows of all parts; their tokens are in the cache then."""
+    def _forward(self, state: State, parts: Sequence[Part], **taps: np.ndarray) -> np.ndarray:
+        """Hidden states (W, D) after the wanted rows of all parts; their tokens are in the cache then.
+
+        `taps` are filled with what is seen on the way; every row must be wanted then.
+        """
         sizes = [len(part.tokens) for part in parts]
         starts = np.cumsum([0, *sizes]).astype(np.int32)
         for part, size in zip(parts, sizes, strict=True):
             part.text.extend(size)
         texts = [part.text for part in parts]
-        hidden: np.ndarray = self.model.forward(
+        run = partial(self.model.observe, **taps) if taps else self.model.forward
+        hidden: np.ndarray = run(
             state.cache,
             np.concatenate([np.asarray(part.tokens, np.int32) for part in parts]),
             starts,

@@ -9,6 +9,7 @@
 
 #include <atomic>
 #include <cstring>
+#include <functional>
 #include <optional>
 #include <stdexcept>
 
@@ -153,18 +154,44 @@ void check_batch(const Model& model, const Cache& cache, const Batch& b) {
 
 std::vector<int32_t> ints(const Ints1& array) { return {array.data(), array.data() + array.size()}; }
 
-FloatsOut forward(Model& model, Cache& cache, Ints1 tokens, Ints1 starts, Ints1 past, const std::vector<Ints2>& tables,
-                  Ints1 wanted) {
+Batch checked_batch(const Model& model, const Cache& cache, const Ints1& tokens, const Ints1& starts, const Ints1& past,
+                    const std::vector<Ints2>& tables, const Ints1& wanted) {
     Batch batch{ints(tokens), ints(starts), ints(past), {}, ints(wanted)};
     for (const Ints2& table : tables) {
         check(table.shape(0) == batch.sequences(), "a page table has a row for each sequence");
         batch.tables.emplace_back(table.data(), table.data() + table.size());
     }
     check_batch(model, cache, batch);
+    return batch;
+}
+
+FloatsOut forward(Model& model, Cache& cache, Ints1 tokens, Ints1 starts, Ints1 past, const std::vector<Ints2>& tables,
+                  Ints1 wanted) {
+    const Batch batch = checked_batch(model, cache, tokens, starts, past, tables, wanted);
     auto out = new_array<float, FloatsOut>(batch.wanted.size(), model.spec().width);
     nb::gil_scoped_release free;
     std::lock_guard<std::mutex> alone(model.busy());
     model.forward(batch, cache, out.data());
+    return out;
+}
+
+using DoublesInOut = nb::ndarray<double, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using FloatsInOut3 = nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+
+// A forward of all rows that fills what is given of `squares` (added to) and `residual`, see Taps.
+FloatsOut observe(Model& model, Cache& cache, Ints1 tokens, Ints1 starts, Ints1 past, const std::vector<Ints2>& tables,
+                  Ints1 wanted, std::optional<DoublesInOut> squares, std::optional<FloatsInOut3> residual) {
+    const Batch batch = checked_batch(model, cache, tokens, starts, past, tables, wanted);
+    const Spec& spec = model.spec();
+    check(batch.wanted.size() == batch.rows(), "all rows must be wanted");
+    check(!squares || (squares->shape(0) == spec.depth && squares->shape(1) == spec.inputs()), "squares have another shape");
+    check(!residual || (residual->shape(0) == spec.depth + 1 && residual->shape(1) == batch.rows() &&
+                        residual->shape(2) == spec.width),
+          "the residual stream has another shape");
+    auto out = new_array<float, FloatsOut>(batch.rows(), spec.width);
+    nb::gil_scoped_release free;
+    std::lock_guard<std::mutex> alone(model.busy());
+    model.forward(batch, cache, out.data(), {squares ? squares->data() : nullptr, residual ? residual->data() : nullptr});
     return out;
 }
 
@@ -328,23 +355,61 @@ Row elementwise(const std::string& isa, const std::string& name, Row x, const st
     return out;
 }
 
-BytesOut quantize(const std::string& type, Floats2 x, int threads) {
-    const QType kind = type_of(type);
-    const size_t rows = x.shape(0), columns = x.shape(1), bytes = row_bytes(kind, columns);
-    auto out = new_array<uint8_t, BytesOut>(rows, bytes);
+using BytesInOut = nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+// `work` on ranges of rows, on all threads at once.
+void on_rows(size_t rows, int threads, const std::function<void(Range)>& work) {
+    Pool pool(threads);
+    pool.run([&](int thread) {
+        const Range mine = share(rows, thread, pool.size(), 16);
+        if (mine.begin < mine.end) work(mine);
+    });
+}
+
+QType float_type_of(const std::string& name) {
+    const QType type = type_of(name);
+    check(!is_integer(type), "F32, F16 or BF16 is expected");
+    return type;
+}
+
+size_t size_of(QType type) { return type == QType::F32 ? 4 : 2; }
+
+// Rows of F32, F16 or BF16 as bytes, packed into `out`; `importance` of each column, or none.
+void quantize(const std::string& type, const std::string& source_type, Bytes2 source, BytesInOut out, int threads,
+              const std::string& isa, std::optional<Floats1> importance) {
+    const QType to = type_of(type), from = float_type_of(source_type);
+    const size_t columns = source.shape(1) / size_of(from);
+    check(is_integer(to), "a packed type is expected");
+    check(source.shape(1) == columns * size_of(from) && columns % block_info(to).elements == 0, "rows are no whole blocks");
+    check(out.shape(0) == source.shape(0) && out.shape(1) == row_bytes(to, columns), "the output has another shape");
+    check(!importance || importance->size() == columns, "one importance for each column is needed");
+    const Quantizer& q = quantizer(isa);
     std::atomic<bool> good{true};
     {
         nb::gil_scoped_release free;
-        Pool pool(threads);
-        pool.run([&](int thread) {
-            const Range mine = share(rows, thread, pool.size());
-            if (mine.begin < mine.end && !quantize_rows(kind, x.data() + mine.begin * columns, mine.end - mine.begin,
-                                                        columns, out.data() + mine.begin * bytes))
+        on_rows(source.shape(0), threads, [&](Range mine) {
+            if (!q.pack(to, from, source.data() + mine.begin * source.shape(1), mine.end - mine.begin, columns,
+                        importance ? importance->data() : nullptr, out.data() + mine.begin * out.shape(1)))
                 good = false;
         });
     }
     check(good, "numbers that are not finite, or too large for the type, cannot be quantised");
-    return out;
+}
+
+// Rows of a packed type, unpacked into `out` as F32, F16 or BF16.
+void unpack(const std::string& type, Bytes2 source, const std::string& out_type, BytesInOut out, int threads,
+            const std::string& isa) {
+    const QType from = type_of(type), to = float_type_of(out_type);
+    const size_t columns = out.shape(1) / size_of(to);
+    check(is_integer(from), "a packed type is expected");
+    check(out.shape(1) == columns * size_of(to) && columns % block_info(from).elements == 0, "rows are no whole blocks");
+    check(out.shape(0) == source.shape(0) && source.shape(1) == row_bytes(from, columns), "the output has another shape");
+    const Quantizer& q = quantizer(isa);
+    nb::gil_scoped_release free;
+    on_rows(source.shape(0), threads, [&](Range mine) {
+        q.unpack(from, to, source.data() + mine.begin * source.shape(1), mine.end - mine.begin, columns,
+                 out.data() + mine.begin * out.shape(1));
+    });
 }
 
 }  // namespace
@@ -363,6 +428,8 @@ NB_MODULE(_native, m) {
         .def("load_matrix", &load_matrix)
         .def("load_vector", &load_vector)
         .def("forward", &forward)
+        .def("observe", &observe, "cache"_a, "tokens"_a, "starts"_a, "past"_a, "tables"_a, "wanted"_a,
+             "squares"_a = nb::none(), "residual"_a = nb::none())
         .def("head", &head)
         .def("candidates", &candidates)
         .def("score", &score)
@@ -376,7 +443,9 @@ NB_MODULE(_native, m) {
 
     m.def("isas", &supported_isas);
     m.def("usable_cores", &usable_cores);
-    m.def("quantize", &quantize);
+    m.def("quantize", &quantize, "type"_a, "source_type"_a, "source"_a, "out"_a, "threads"_a, "isa"_a,
+          "importance"_a = nb::none());
+    m.def("unpack", &unpack);
     m.def(
         "read_bandwidth",
         [](int threads, const std::optional<std::string>& isa) {

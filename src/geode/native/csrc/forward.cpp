@@ -73,14 +73,18 @@ void ActBuffer::resize(size_t rows, size_t columns, unsigned forms, int tall) {
     acts_.columns = columns;
 }
 
-void Work::forward(const Batch& batch, Cache& cache, float* out) {
+void Work::forward(const Batch& batch, Cache& cache, float* out, const Taps& taps) {
     batch_ = &batch;
+    taps_ = taps;
     cache_ = &cache;
     out_ = out;
     rows_ = batch.rows();
     narrows_ = batch.wanted.size() * 8 <= rows_;
     prepare_buffers();
+    const size_t inputs = spec.depth * spec.inputs();
+    squares_.assign(taps.squares ? model.pool().size() * inputs : 0, 0.0);
     model.pool().run([this](int thread) { run(thread); });
+    for (size_t i = 0; i < squares_.size(); i++) taps.squares[i % inputs] += squares_[i];
 }
 
 void Work::prepare_buffers() {
@@ -120,10 +124,29 @@ void Work::prepare_buffers() {
 
 void Work::run(int thread) {
     begin(thread);
-    for (size_t i = 0; i < spec.depth; i++)
+    keep_residual(0, thread);
+    for (size_t i = 0; i < spec.depth; i++) {
         block(model.layers_[i], model.seen_[i], narrows_ && i + 1 == spec.depth, thread);
+        keep_residual(i + 1, thread);
+    }
     model.pool().barrier();
     finish(out_, thread);
+}
+
+// Adds the squares of some columns of an input, from column `first` on.
+void Work::look(const Layer& layer, Input input, const float* x, size_t columns, int thread, size_t first) {
+    if (squares_.empty()) return;
+    const size_t widths[] = {spec.width, spec.width, spec.heads * spec.head_dim};
+    size_t at = (thread * spec.depth + (&layer - model.layers_.data())) * spec.inputs() + first;
+    for (size_t before = 0; before < static_cast<size_t>(input); before++) at += widths[before];
+    for (size_t i = 0; i < columns; i++) squares_[at + i] += static_cast<double>(x[i]) * x[i];
+}
+
+void Work::keep_residual(size_t place, int thread) {
+    if (!taps_.residual) return;
+    const Range mine = rows_of(thread);
+    for (size_t row = mine.begin; row < mine.end; row++)
+        std::memcpy(taps_.residual + (place * rows_ + row) * spec.width, x_.floats() + row * width_stride_, 4 * spec.width);
 }
 
 // Embeddings and rotations of the rows, and pages wiped that get their first position.
@@ -170,8 +193,11 @@ void Work::block(const Layer& layer, const Seen& seen, bool last, int thread) {
         if (rows_ == 0) return;
         if (spec.is_parallel()) enter(layer, thread);  // what feeds the other half has moved with its rows
     }
-    for (Range mine = rows_of(thread); mine.begin < mine.end; mine.begin++)
-        prepare(attended_.floats() + mine.begin * q_stride_, attended_acts_, mine.begin);
+    for (Range mine = rows_of(thread); mine.begin < mine.end; mine.begin++) {
+        const float* attended = attended_.floats() + mine.begin * q_stride_;
+        look(layer, Input::ATTENDED, attended, spec.heads * spec.head_dim, thread);
+        prepare(attended, attended_acts_, mine.begin);
+    }
     pool.barrier();
     project({{&layer.output, attention_.floats(), width_stride_}}, attended_acts_.acts(), thread);
     pool.barrier();
@@ -196,9 +222,13 @@ void Work::enter(const Layer& layer, int thread) {
     for (size_t row = mine.begin; row < mine.end; row++) {
         const float* x = x_.floats() + row * width_stride_;
         if (layer.attn_norm.present) normalise(layer.attn_norm, x, normed);
-        prepare(layer.attn_norm.present ? normed : x, in_, row);
+        const float* input = layer.attn_norm.present ? normed : x;
+        look(layer, Input::ATTENTION, input, spec.width, thread);
+        prepare(input, in_, row);
+        if (spec.block == BlockKind::PARALLEL_SHARED) look(layer, Input::FEED_FORWARD, input, spec.width, thread);
         if (spec.block != BlockKind::PARALLEL) continue;
         normalise(layer.ffn_norm, x, normed);
+        look(layer, Input::FEED_FORWARD, normed, spec.width, thread);
         prepare(normed, in2_, row);
     }
 }
@@ -217,7 +247,9 @@ void Work::between(const Layer& layer, int thread) {
         store_residual(&layer.post_attention_norm, layer.output.bias, attention_.floats() + row * width_stride_, row);
         const float* x = x_.floats() + row * width_stride_;
         if (layer.ffn_norm.present) normalise(layer.ffn_norm, x, normed);
-        prepare(layer.ffn_norm.present ? normed : x, in_, row);
+        const float* input = layer.ffn_norm.present ? normed : x;
+        look(layer, Input::FEED_FORWARD, input, spec.width, thread);
+        prepare(input, in_, row);
     }
 }
 
@@ -349,6 +381,7 @@ void Work::gate_and_up(const Layer& layer, const Acts& acts, Range panels, int t
             k.activate(spec.activation, scratch.gate.floats() + row * ldy, up, columns, up);
         else
             k.activate(spec.activation, up, nullptr, columns, up);
+        look(layer, Input::HIDDEN, up, columns, thread, begin);
         k.prepare(up, hidden_.forms(), out, row);
     }
 }

@@ -26,23 +26,22 @@ static inline uint16_t to_bfloat(float x) {
     return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+// Both without branches, so that loops over them become vectors.
+
 static inline float from_half(uint16_t half) {
-    const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16, exponent = half >> 10 & 31, fraction = half & 1023;
-    if (exponent == 31) return float_of(sign | 0x7f800000 | fraction << 13);
-    if (exponent) return float_of(sign | (exponent + 112) << 23 | fraction << 13);
-    const float small = static_cast<float>(fraction) * 0x1p-24f;
-    return sign ? -small : small;
+    const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16, size = static_cast<uint32_t>(half & 0x7fff) << 13;
+    const uint32_t finite = bits_of(float_of(size) * 0x1p112f), beyond = size | 0x7f800000;
+    return float_of(sign | (size < 0x0f800000 ? finite : beyond));
 }
 
 static inline uint16_t to_half(float x) {
     const uint32_t bits = bits_of(x), sign = bits >> 16 & 0x8000, size = bits & 0x7fffffff;
-    if (size > 0x7f800000) return static_cast<uint16_t>(sign | 0x7e00);
-    if (size >= 0x477ff000) return static_cast<uint16_t>(sign | 0x7c00);  // rounds past 65504
-    if (size < 0x38800000) {  // below the smallest normal: the addition does the rounding
-        const float shifted = float_of(size) + 0.5f;
-        return static_cast<uint16_t>(sign | (bits_of(shifted) - 0x3f000000));
-    }
-    return static_cast<uint16_t>(sign | ((size - 0x38000000 + 0xfff + (size >> 13 & 1)) >> 13));
+    const uint32_t normal = (size - 0x38000000 + 0xfff + (size >> 13 & 1)) >> 13;
+    const uint32_t small = bits_of(float_of(size) + 0.5f) - 0x3f000000;  // the addition does the rounding
+    uint32_t half = size < 0x38800000 ? small : normal;                  // below the smallest normal
+    half = size >= 0x477ff000 ? 0x7c00 : half;                           // rounds past 65504
+    half = size > 0x7f800000 ? 0x7e00 : half;
+    return static_cast<uint16_t>(sign | half);
 }
 
 }  // namespace geode

@@ -81,7 +81,9 @@ void Model::load(const std::string& name, QType type, size_t rows, size_t column
     });
 }
 
-void Model::forward(const Batch& batch, Cache& cache, float* out) { work_->forward(batch, cache, out); }
+void Model::forward(const Batch& batch, Cache& cache, float* out, const Taps& taps) {
+    work_->forward(batch, cache, out, taps);
+}
 
 size_t Model::nbytes() const {
     size_t total = screened_->nbytes();

@@ -33,6 +33,8 @@ struct Spec {
     bool screen_head;  // where it can be: see head.h
 
     size_t group() const { return heads / kv_heads; }
+    // Columns of all that matrices of one layer are multiplied with: see Input.
+    size_t inputs() const { return 2 * width + heads * head_dim + ffn; }
     bool is_parallel() const { return block == BlockKind::PARALLEL || block == BlockKind::PARALLEL_SHARED; }
 };
 
@@ -73,6 +75,13 @@ struct Batch {
     }
 };
 
+// What somebody sees of a forward besides its result; nothing by default. With it every row must be wanted, for the last
+// layer goes on with wanted rows only.
+struct Taps {
+    double* squares = nullptr;  // (depth, Spec::inputs()): the squares of what matrices are multiplied with, summed over rows
+    float* residual = nullptr;  // (depth + 1, rows, width): after the embedding, and after each block
+};
+
 struct Work;  // buffers of a forward
 class ScreenedHead;
 struct Need;
@@ -92,7 +101,7 @@ public:
     void load(const std::string& name, QType type, size_t rows, size_t columns, const uint8_t* source, bool mapped);
 
     // Runs the batch through all layers, adding to the cache. out: (W, width), normed.
-    void forward(const Batch& batch, Cache& cache, float* out);
+    void forward(const Batch& batch, Cache& cache, float* out, const Taps& taps = {});
 
     // Logits of hidden states: hidden (W, width) -> out (W, stride), stride a multiple of 16 and >= vocab.
     void head(const float* hidden, size_t rows, float* out, size_t stride);

@@ -30,7 +30,7 @@ struct AttentionItem {
 struct Work {
     explicit Work(Model& model) : model(model), k(model.kernels()), spec(model.spec()) {}
 
-    void forward(const Batch& batch, Cache& cache, float* out);
+    void forward(const Batch& batch, Cache& cache, float* out, const Taps& taps);
 
     Model& model;
     const Kernels& k;
@@ -92,7 +92,14 @@ private:
     void store_residual(const Norm* norm, const std::vector<float>& bias, float* y, size_t row);
     Range rows_of(int thread) const { return share(rows_, thread, model.pool().size()); }
 
+    // What matrices of a layer are multiplied with, side by side in Taps::squares: q, k and v; gate and up; output; down.
+    enum class Input { ATTENTION, FEED_FORWARD, ATTENDED, HIDDEN };
+    void look(const Layer& layer, Input input, const float* x, size_t columns, int thread, size_t first = 0);
+    void keep_residual(size_t place, int thread);
+
     const Batch* batch_ = nullptr;
+    Taps taps_;
+    std::vector<double> squares_;  // (threads, depth, Spec::inputs()), where they are looked at
     Cache* cache_ = nullptr;
     float* out_ = nullptr;
     size_t rows_ = 0;

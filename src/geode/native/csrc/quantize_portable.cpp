@@ -1,0 +1,7 @@
+#include "quantize.inl"
+
+namespace geode {
+
+const Quantizer& portable_quantizer() { return QUANTIZER; }
+
+}  // namespace geode
