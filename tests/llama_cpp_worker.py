@@ -1,6 +1,6 @@
 """llama.cpp (xllamacpp) on GGUF files: for each, the log-probabilities after its ids, and what it would say greedily.
 
-    python llama_cpp_worker.py REQUEST.json     [{"path": …, "ids": […], "words": 4, "top": 96}, …]
+python llama_cpp_worker.py REQUEST.json     [{"path": …, "ids": […], "words": 4, "top": 96}, …]
 """
 
 from __future__ import annotations

@@ -308,7 +308,7 @@ def gguf_of(name: str) -> tuple[families.Family, Json, Json]:
     theirs = {
         n: shape
         for rule in dialect.rules(config.replace(depth=1), family)
-        for n, shape in zip(rule.theirs, rule.their_shapes(shapes), strict=True)
+        for n, shape in rule.their_shapes(shapes).items()
     }
     return family, family.config_to_gguf(config), theirs
 

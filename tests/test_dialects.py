@@ -16,8 +16,8 @@ from variants import VARIANTS, Variant, build, text_ids
 import geode.checkpoint
 from geode import families, tensors
 from geode.config import Config
-from geode.dialects import grouped_rows, halved_rows, matches, split_name
 from geode.dialects import gguf as gguf_dialect
+from geode.dialects import grouped_rows, halved_rows, matches, split_name
 from geode.dialects import hf as hf_dialect
 from geode.dialects.ops import Rows, Split, Stack
 from geode.errors import ConfigError, TensorError
@@ -242,8 +242,7 @@ def test_a_packed_falcon_goes_from_gguf_to_canonical_and_back(tmp_path: Path) ->
     stored = {}
     shapes = tensors.shapes(config)
     for rule in gguf_dialect.rules(config, family):
-        shape = rule.their_shape(shapes)
-        for name in rule.theirs:
+        for name, shape in rule.their_shapes(shapes).items():
             stored[name] = quantised(*shape) if len(shape) == 2 else np.ones(shape, np.float32)
     metadata = {"general.architecture": "falcon", **family.config_to_gguf(config)}
     gguf.write(tmp_path / "packed.gguf", metadata, from_arrays(stored))
@@ -264,7 +263,7 @@ def test_a_fused_tensor_is_read_once() -> None:
         return Entry(shape, "F32", array.nbytes, lambda: reads.append(name) or array)  # type: ignore[func-returns-value]
 
     shapes = tensors.shapes(config)
-    theirs = {name: rule.their_shape(shapes) for rule in hf_dialect.rules(config, family) for name in rule.theirs}
+    theirs = {n: shape for rule in hf_dialect.rules(config, family) for n, shape in rule.their_shapes(shapes).items()}
     opened = hf_dialect.read(Tensors({name: entry(name, shape) for name, shape in theirs.items()}), config, family)
     assert reads == []
     for part in "qkv":

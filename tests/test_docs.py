@@ -47,7 +47,7 @@ def rows(text: str) -> list[list[str]]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_local_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", page.read_text(encoding="utf-8")))
-    local = [link for link in links if not link.startswith(("https://", "http://"))]
+    local = [link.split("#")[0] for link in links if not link.startswith(("https://", "http://"))]
     assert [link for link in local if not (page.parent / link).exists()] == []
 
 

@@ -14,7 +14,7 @@ from published import PUBLISHED, Json
 from variants import SMALL, VARIANTS
 
 from geode import families, tensors
-from geode.config import Bands, Config, Factors, Stretch, Yarn
+from geode.config import Attn, Bands, Config, Factors, Rope, Stretch, Yarn
 from geode.dialects import gguf as gguf_dialect
 from geode.dialects import hf as hf_dialect
 from geode.errors import ConfigError
@@ -79,7 +79,7 @@ def assert_same_network(model: Any, family: Family, config: Config) -> None:
 
     renamed = {hf_dialect._renamed(name, family): shape for name, shape in reference.shapes(model).items()}
     expected = tensors.shapes(config)
-    ours = {name: rule.their_shape(expected) for rule in hf_dialect.rules(config, family) for name in rule.theirs}
+    ours = {n: s for rule in hf_dialect.rules(config, family) for n, s in rule.their_shapes(expected).items()}
     assert ours == renamed
     assert_same_ropes(reference.ropes(model), config)
     if hasattr(model.config, "sliding_window"):
@@ -280,7 +280,7 @@ def through_gguf(family: Family, config: Config) -> Config:
 
 def gguf_shapes(config: Config, family: Family) -> dict[str, tuple[int, ...]]:
     expected = tensors.shapes(config)
-    return {name: rule.their_shape(expected) for rule in gguf_dialect.rules(config, family) for name in rule.theirs}
+    return {n: s for rule in gguf_dialect.rules(config, family) for n, s in rule.their_shapes(expected).items()}
 
 
 @pytest.mark.parametrize("name", configurations())
@@ -290,14 +290,7 @@ def test_what_we_write_as_gguf_we_read(name: str) -> None:
         with pytest.raises(ConfigError, match=f"GGUF has no key for {UNSAYABLE[name]}"):
             family.config_to_gguf(config)
         return
-    back = through_gguf(family, config)
-    rope = config.pattern[-1].rope
-    if isinstance(rope.scaling, Bands):  # comes back as its factors
-        found = back.pattern[-1].rope
-        assert isinstance(found.scaling, Factors)
-        np.testing.assert_allclose(found.frequencies(config.head_dim), rope.frequencies(config.head_dim), rtol=3e-7)
-        back = back.replace(pattern=tuple(dataclasses.replace(layer, rope=rope) for layer in back.pattern))
-    assert back == config
+    assert through_gguf(family, config) == config  # Llama 3.1's factors are known again as its rule
 
 
 @pytest.mark.parametrize(
@@ -331,8 +324,21 @@ def test_yarn_without_truncation_cannot_be_said_in_gguf() -> None:
 
 def test_factors_cannot_be_said_in_config_json() -> None:
     family, config = read(PUBLISHED["llama-3.1-8b"][1])
+    odd = Rope(5e5, scaling=Factors(tuple(1.0 + i % 3 for i in range(64))))
+    back = through_gguf(family, config.replace(pattern=(Attn(None, odd),)))
+    assert back.pattern[0].rope == odd
+    assert not family.spells(back)
     with pytest.raises(ConfigError, match="per-channel factors"):
-        family.config_to_hf(through_gguf(family, config))
+        family.config_to_hf(back)
+
+
+def test_a_windowed_llama_is_a_mistral() -> None:
+    """GGUF calls both llama; only one config.json has a key for the window."""
+    mistral, config = read(PUBLISHED["mistral-7b-v0.1"][1])
+    llama = families.by_gguf_arch("llama")
+    assert not llama.spells(config)
+    assert families.spelling(config, llama) is mistral
+    assert families.spelling(config.replace(pattern=(Attn(),)), llama) is llama
 
 
 def test_rope_factors_are_llama_cpps() -> None:

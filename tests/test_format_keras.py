@@ -72,7 +72,7 @@ def stored(name: str, kind: str = "F32", seed: int = 0) -> Tensors:
     known = shapes(config)
     found = {}
     for rule in dialect.rules(config, family):
-        for their, shape in zip(rule.theirs, rule.their_shapes(known), strict=True):
+        for their, shape in rule.their_shapes(known).items():
             found[their] = rng.standard_normal(shape).astype(DTYPES[kind])
     return from_arrays(found)
 

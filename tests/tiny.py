@@ -31,6 +31,9 @@ FAMILIES = {
 }
 """One variant for each family."""
 
+PUBLISHED = {"llama": {"rms_norm_eps": 1e-5}, "gemma2": {"num_hidden_layers": 4}}
+"""What published networks have and formats rely on: llama2.c knows one epsilon, MaxText scans Gemma 2 in pairs."""
+
 SCORED = ("llama", "mistral", "gemma", "gemma2", "gemma3")
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 ROLES = Roles(bos=1, eos=2, pad=0, unk=3, adds_bos=True)
@@ -41,8 +44,7 @@ LETTERS = [*string.ascii_letters, *string.digits, *".,:;!?"]
 
 def variant(family: str) -> Variant:
     found = next(one for one in VARIANTS if one.name == FAMILIES[family])
-    eps = {"rms_norm_eps": 1e-5} if family == "llama" else {}  # as Llama 2 has it, and llama2.c no other
-    return replace(found, options=found.options | eps)
+    return replace(found, options=found.options | PUBLISHED.get(family, {}))
 
 
 def save(family: str, folder: Path, dtype: str = "float32") -> Path:

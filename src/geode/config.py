@@ -135,6 +135,16 @@ class Attn:
     window: int | None = None
     rope: Rope = Rope()
 
+    def same(self, other: Attn, head_dim: int) -> bool:
+        """Whether both see as far and rotate by the same angles, to the rounding of float32."""
+        ours, theirs = (layer.rope.frequencies(head_dim) for layer in (self, other))
+        return (
+            self.window == other.window
+            and ours.shape == theirs.shape
+            and np.allclose(ours, theirs, rtol=1e-6, atol=0)
+            and math.isclose(self.rope.magnitude, other.rope.magnitude, rel_tol=1e-6)
+        )
+
 
 @dataclass(frozen=True)
 class Norm:
@@ -196,6 +206,13 @@ class Config:
     @property
     def kv_width(self) -> int:
         return self.kv_heads * self.head_dim
+
+    def same(self, other: Config) -> bool:
+        """Whether both are the same mathematics: equal fields, and layers that see and rotate alike, however spelt."""
+        if dataclasses.replace(self, pattern=()) != dataclasses.replace(other, pattern=()):
+            return False
+        pairs = set(zip(self.layers, other.layers, strict=True))
+        return all(one == two or one.same(two, self.head_dim) for one, two in pairs)
 
     def kv_bytes(self, tokens: int, itemsize: int = 2) -> int:
         """Bytes that keys and values of one sequence of `tokens` take; windowed layers stop at their window."""

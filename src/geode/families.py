@@ -56,6 +56,13 @@ class Family:
         head = {"architectures": [self.hf_class], "model_type": self.hf_types[0]}
         return head | keys.write(self.hf_keys, config)
 
+    def spells(self, config: Config) -> bool:
+        """Whether config.json of this family can say all of a network."""
+        try:
+            return self.config_from_hf(self.config_to_hf(config)).same(config)
+        except ConfigError:
+            return False
+
     def config_from_gguf(
         self, metadata: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]], rope_freqs: Any = None
     ) -> Config:
@@ -89,6 +96,12 @@ def by_gguf_arch(arch: str) -> Family:
             return family
     known = ", ".join(dict.fromkeys(family.gguf_arch for family in FAMILIES))
     raise ConfigError(f"general.architecture is {arch!r}; no family here reads it. Known are: {known}.")
+
+
+def spelling(config: Config, family: Family) -> Family:
+    """`family`, or one of the same GGUF architecture whose config.json says more: "llama" may be a windowed Mistral."""
+    alike = [one for one in FAMILIES if one.gguf_arch == family.gguf_arch]
+    return next((one for one in (family, *alike) if one.spells(config)), family)
 
 
 def by_name(name: str) -> Family:

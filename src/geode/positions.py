@@ -250,7 +250,7 @@ class GgufPositions:
         theta = positive(source.take("rope.freq_base", self.theta), "rope.freq_base", what)
         dims = whole(source.take("rope.dimension_count", draft["head_dim"]), "rope.dimension_count", what)
         fraction = dims / draft["head_dim"]
-        rope = Rope(theta, fraction, self._scaling(source, draft, dims))
+        rope = Rope(theta, fraction, self._scaling(source, draft, theta, dims))
         local = source.take("rope.freq_base_swa", self.local_theta)
         near = rope if local is None else Rope(positive(local, "rope.freq_base_swa", what), fraction)
         window = source.take("attention.sliding_window")
@@ -260,7 +260,7 @@ class GgufPositions:
         windowed, whole_view = Attn(whole(window, "attention.sliding_window", what), near), Attn(None, rope)
         draft["pattern"] = shortest_cycle([windowed if self.windowed(i, depth) else whole_view for i in range(depth)])
 
-    def _scaling(self, source: Source, draft: Draft, dims: int) -> Scaling | None:
+    def _scaling(self, source: Source, draft: Draft, theta: float, dims: int) -> Scaling | None:
         what = source.what
 
         def number(names: str | tuple[str, ...], default: float) -> float:
@@ -273,7 +273,8 @@ class GgufPositions:
         fast, slow = number("rope.scaling.yarn_beta_fast", 32.0), number("rope.scaling.yarn_beta_slow", 1.0)
         attention = number("rope.scaling.attn_factor", 1.0)
         if (factors := source.take("rope_freqs")) is not None:
-            return _factors(factors, dims, what)
+            found = _factors(factors, dims, what)
+            return _bands(found, theta, dims) or found
         if not isinstance(kind, str) or kind not in ("none", "linear", "yarn"):
             raise ConfigError(f"{what}: rope.scaling.type is {reprlib.repr(kind)}; known are none, linear, yarn.")
         if kind == "yarn":  # llama.cpp multiplies what the paper says; ours takes its place
@@ -311,6 +312,33 @@ def _factors(values: Any, dims: int, what: str) -> Factors:
     if found.shape != (dims // 2,):
         raise ConfigError(f"{what}: rope_freqs has the shape {found.shape}, expected {(dims // 2,)}.")
     return Factors(tuple(positive(float(factor), "each of rope_freqs", what) for factor in found))
+
+
+def _bands(factors: Factors, theta: float, dims: int) -> Bands | None:
+    """Llama 3.1's rule, where these are its factors, so that a GGUF file has its way back; None where they are not.
+
+    Between both bands 1 / factor rises in a straight line over 1 / wavelength, which tells low, high and context up to
+    a common multiple. Low is 1, as in every model that was published.
+    """
+    found = np.asarray(factors.values, np.float64)
+    if not found.size or found.max() <= 1:
+        return None
+    most = float(f"{found.max():.6g}")
+    frequencies = Rope(theta).frequencies(dims).astype(np.float64) / (2 * math.pi)
+    between = (found > 1) & (found < found.max() * (1 - 1e-6))
+    tried = [(4.0, 8192.0)]
+    if between.any():
+        ramp = (1 / found[between] - 1 / most) / (1 - 1 / most)
+        x = frequencies[between]
+        slope = np.polyfit(x, ramp, 1)[0] if len(x) > 1 else float((ramp[0] + 1 / 3) / x[0])
+        low = float(np.mean(slope * x - ramp))
+        tried += [(float(f"{1 + 1 / low:.6g}"), slope / low)] if low > 0 else []
+    for high, context in tried:
+        bands = Bands(most, 1.0, high, round(context))
+        rope = Rope(theta, scaling=bands)
+        if np.allclose(rope_factors(rope, dims), found, rtol=2e-6, atol=0):
+            return bands
+    return None
 
 
 def _gguf_scaling(scaling: Stretch | Yarn) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from . import memory
 from .checkpoint import Checkpoint
+from .formats.base import common_type
 from .quant import QTensor, pieces
 from .tensors import Array, shapes
 
@@ -144,10 +145,13 @@ def compare(a: Checkpoint, b: Checkpoint, *, logits: bool = True, threads: int |
 def config_differences(a: Checkpoint, b: Checkpoint) -> list[str]:
     """One sentence for each field of the configuration that differs."""
     pairs = ((f.name, getattr(a.config, f.name), getattr(b.config, f.name)) for f in dataclasses.fields(a.config))
+    alike = a.config.depth == b.config.depth and a.config.replace(
+        **{f.name: getattr(b.config, f.name) for f in dataclasses.fields(b.config) if f.name != "pattern"}
+    ).same(b.config)
     return [
         f"{name} is {ours!r:.120} in the first and {theirs!r:.120} in the second."
         for name, ours, theirs in pairs
-        if ours != theirs and not (name == "pattern" and a.config.layers == b.config.layers)
+        if ours != theirs and not (name == "pattern" and alike)
     ]
 
 
@@ -173,7 +177,7 @@ def tokenizer_differences(a: Checkpoint, b: Checkpoint) -> list[str]:
 def tensor_differences(a: Checkpoint, b: Checkpoint) -> Iterator[TensorDifference]:
     """Every tensor of the network, compared number by number as float32."""
     for name in shapes(a.config):
-        kinds = a.tensors.entries[name].type, b.tensors.entries[name].type
+        kinds = _stored_type(a, name), _stored_type(b, name)
         yield TensorDifference(name, kinds, *_difference(a.tensors[name], b.tensors[name]))
 
 
@@ -206,6 +210,12 @@ def prompts(checkpoint: Checkpoint) -> list[list[int]]:
 
 
 # How
+
+
+def _stored_type(checkpoint: Checkpoint, name: str) -> str:
+    """A tensor's type; of one that is computed, in float64, that of most numbers in the file."""
+    kind = checkpoint.tensors.entries[name].type
+    return common_type(checkpoint.stored) if kind == "F64" else kind
 
 
 def _shown(value: Any) -> Any:

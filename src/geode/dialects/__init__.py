@@ -44,12 +44,12 @@ class Rule:
         """Whether the numbers come out as float64, in both directions."""
         return any(op.widens for op in self.ops)
 
-    def their_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[int, ...]]:
-        """The shapes of `theirs`, given those of ours."""
+    def their_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """The shape of each of `theirs`, given those of ours."""
         found = [shapes[name] for name in self.ours]
         for op in reversed(self.ops):
             found = op.shapes(found)
-        return found
+        return dict(zip(self.theirs, found, strict=True))
 
 
 def rule(ours: str, theirs: str, *ops: Op, optional: bool = False) -> Rule:
@@ -89,7 +89,7 @@ def write(rules: Sequence[Rule], canonical: Tensors, narrow: str = "F32") -> Ten
         kind = narrow if kind == "F64" else kind
         load = _once(lambda one=one, kind=kind: _cast(one.write([canonical[name] for name in one.ours]), kind))  # type: ignore[misc]
         theirs = one.their_shapes({name: entry.shape for name, entry in zip(one.ours, ours, strict=True)})
-        for i, (name, shape) in enumerate(zip(one.theirs, theirs, strict=True)):
+        for i, (name, shape) in enumerate(theirs.items()):
             packed = sum(entry.nbytes for entry in ours) // len(one.theirs)
             nbytes = math.prod(shape) * DTYPES[kind].itemsize if kind in DTYPES else packed
             found[name] = Entry(shape, kind, nbytes, _piece(load, i))
@@ -119,7 +119,7 @@ def _entries(one: Rule, stored: Tensors, expected: dict[str, tuple[int, ...]]) -
 
 def _misfits(one: Rule, stored: Tensors, expected: dict[str, tuple[int, ...]]) -> list[str]:
     """Shapes that disagree, from headers alone."""
-    wanted = dict(zip(one.theirs, one.their_shapes(expected), strict=True))
+    wanted = one.their_shapes(expected)
     have = {name: stored.entries[name].shape for name in one.theirs if name in stored.entries}
     return [
         f"{name}: expected {wanted[name]}, the file has {shape}"

@@ -65,7 +65,7 @@ def split(rules: Sequence[Rule], theirs: Mapping[str, Pair], config: Config) -> 
     for rule in rules:
         if len(rule.theirs) != 1 or rule.theirs[0] not in theirs:
             continue
-        pair, (shape,) = theirs[rule.theirs[0]], rule.their_shapes(expected)
+        pair, (shape,) = theirs[rule.theirs[0]], rule.their_shapes(expected).values()
         if pair.shape != shape or pair.b.shape[1] != pair.rank:
             raise TensorError(
                 f"The adapter's pair for {rule.theirs[0]} is A {pair.a.shape}, B {pair.b.shape}; the matrix of the "
@@ -205,8 +205,8 @@ def whole_tensors(rules: Sequence[Rule], theirs: Mapping[str, Array], config: Co
         have = [theirs[name] for name in rule.theirs if name in theirs]
         if not have:
             continue
-        if [tuple(array.shape) for array in have] != rule.their_shapes(expected):
-            wanted, came = rule.their_shapes(expected), [tuple(array.shape) for array in have]
+        if [tuple(array.shape) for array in have] != list(rule.their_shapes(expected).values()):
+            wanted, came = list(rule.their_shapes(expected).values()), [tuple(array.shape) for array in have]
             raise TensorError(
                 f"The adapter replaces {', '.join(rule.theirs)} by tensors of shape {came}; the base model has "
                 f"{wanted}. Where its vocabulary was extended, extend the base's first: geode merge BASE DST "

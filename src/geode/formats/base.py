@@ -18,7 +18,7 @@ from .. import manifest
 from ..config import Config
 from ..errors import FormatError
 from ..families import Family
-from ..quant import DTYPES, QTensor
+from ..quant import BLOCKS, DTYPES, QTensor
 from ..tensors import Array, Entry, Tensors
 
 if TYPE_CHECKING:
@@ -147,13 +147,16 @@ class Format:
 
 # What readers and writers of most formats need
 
+FLOATS = ("F64", "F32", "F16", "BF16")
+
 
 def floats(tensors: Tensors, dtype: str | None) -> Tensors:
     """The same tensors in float types only: `dtype` for all, or None to keep floats and unpack packed ones to F32."""
 
     def entry(name: str, known: Entry) -> Entry:
-        kind = dtype or (known.type if known.type in ("F64", "F32", "F16", "BF16") else "F32")
-        if known.type == kind:
+        kept = known.type if known.type in FLOATS else "F32"
+        kind = dtype or kept
+        if known.type == kind or not (known.type in FLOATS or known.type in BLOCKS):  # positions and the like stay
             return known
         nbytes = _count(known.shape) * DTYPES[kind].itemsize
         return Entry(known.shape, kind, nbytes, lambda: _cast(known.load(), kind))

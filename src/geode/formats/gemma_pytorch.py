@@ -211,10 +211,9 @@ def write(checkpoint: Checkpoint, folder: Path, name: str, target: Target) -> No
     """model.ckpt, config.json with gemma_pytorch's own fields, tokenizer.model and Hugging Face's tokenizer files."""
     from ..io import torch_zip
 
-    tensors = floats(checkpoint.tensors, target.dtype)
     kind = target.dtype or common_type(checkpoint.tensors)
-    stored = dialect.write_gemma(tensors, checkpoint.config, checkpoint.family)
-    torch_zip.write(folder / NAME, {STATE: stored})
+    stored = dialect.write_gemma(floats(checkpoint.tensors, None), checkpoint.config, checkpoint.family)
+    torch_zip.write(folder / NAME, {STATE: floats(stored, target.dtype)})
     write_json(folder / "config.json", _fields(checkpoint, kind))
     write_tokenizer(checkpoint, folder)
     write_sentencepiece(checkpoint, folder)

@@ -77,7 +77,7 @@ def open(path: Path) -> Gguf:
     shapes = {name: entry.shape for name, entry in file.tensors.entries.items()}
     freqs = to_float32(file.tensors["rope_freqs.weight"]) if "rope_freqs.weight" in shapes else None
     config = family.config_from_gguf(file.metadata, shapes, freqs)
-    opened = Gguf(path, "gguf", family, config, file.tensors, file.metadata)
+    opened = Gguf(path, "gguf", families.spelling(config, family), config, file.tensors, file.metadata)
     opened.types = file.types
     return opened
 

@@ -84,13 +84,23 @@ def write(checkpoint: Checkpoint, folder: Path, name: str, target: Target) -> No
     from ..io import safetensors
 
     kind = target.dtype or common_type(checkpoint.tensors)
-    tensors = floats(checkpoint.tensors, target.dtype)
-    stored = dialect.write(tensors, checkpoint.config, checkpoint.family)
-    safetensors.write(folder, stored, max_shard_bytes=target.max_shard_bytes)
+    stored = dialect.write(floats(checkpoint.tensors, None), checkpoint.config, checkpoint.family)
+    safetensors.write(folder, floats(stored, target.dtype), max_shard_bytes=target.max_shard_bytes)
     write_json(folder / "config.json", config_json(checkpoint, kind))
     if generation := generation_json(checkpoint):
         write_json(folder / "generation_config.json", generation)
     write_tokenizer(checkpoint, folder)
+
+
+def refuses(checkpoint: Checkpoint, target: Target) -> str | None:
+    """Networks that config.json of their family cannot say."""
+    if checkpoint.family.spells(checkpoint.config):
+        return None
+    try:
+        checkpoint.family.config_to_hf(checkpoint.config)
+    except ConfigError as problem:
+        return str(problem)
+    return "Its config.json has no keys for all of this network; take the one of the original checkpoint."
 
 
 def config_json(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
@@ -129,5 +139,6 @@ FORMAT = Format(
     claims=claims,
     open=open,
     write=write,
+    refuses=refuses,
     options=frozenset({"dtype", "max_shard_bytes"}),
 )

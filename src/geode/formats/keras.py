@@ -235,8 +235,8 @@ def write(checkpoint: Checkpoint, folder: Path, name: str, target: Target) -> No
     """A directory that `keras_hub.models.CausalLM.from_preset` opens."""
     kind = target.dtype or common_type(checkpoint.tensors)
     backbone = backbone_for(checkpoint)
-    tensors = floats(checkpoint.tensors, target.dtype)
-    h5.write(folder, dialect.write(tensors, checkpoint.config, checkpoint.family), target.max_shard_bytes)
+    stored = dialect.write(floats(checkpoint.tensors, None), checkpoint.config, checkpoint.family)
+    h5.write(folder, floats(stored, target.dtype), target.max_shard_bytes)
     arguments = backbone.config_to(checkpoint.config) | {"dropout": 0.0} | EXTRA_ARGUMENTS.get(backbone.stem, {})
     config = _serialised(backbone.module, f"{backbone.module}_backbone", backbone.name, arguments, DTYPE_NAMES[kind])
     write_json(folder / "config.json", config)
