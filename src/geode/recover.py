@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .blocks import BLOCKS, Bytes, _as_half, _from_fields, _from_five_bits
-from .lattice import Floats
+from .blocks import BLOCKS, Bytes, _as_half, _fields, _from_fields, _from_five_bits
+from .lattice import Floats, peak
 from .quant import PIECE, QTensor, quantize, row_bytes
 
-__all__ = ["recover", "recover_or_pack"]
+__all__ = ["SIGNED", "recover", "recover_or_pack", "signs"]
 
 Doubles = NDArray[np.float64]
 Whole = NDArray[np.integer[Any]]
@@ -32,22 +32,28 @@ UNIT = 2.0**24  # the least half-precision number is 1 / UNIT
 NARROW = 64  # numbers below this, in units, and their differences are int32
 CHUNK = 64  # blocks that may wait for the slower search at a time
 GUESSES = 16  # how many d that search tries
+SIGNED = ("Q3_K", "Q6_K")  # types whose s has a sign, which their numbers alone do not tell
 SAMPLE = 16  # blocks that are looked at before all others
 
 
-def recover(array: np.ndarray, kind: str) -> QTensor | None:
+def recover(array: np.ndarray, kind: str, signs: Bytes | None = None) -> QTensor | None:
     """The blocks of type `kind` that unpack to exactly these numbers (-0 is 0), or None where there are none.
+
+    The same numbers may be spelt in several ways, and the one that packers use is taken; Q6_K and Q3_K leave open with
+    which sign a run was packed, which `signs`, of the blocks that once were, tells.
 
     `array` is of any float type, its last axis packed. Takes 20 to 90 ns a number; to refuse others, less than 1 ms.
     Raises TensorError when the last axis is no whole number of blocks.
     """
     data, numbers = _room(array, kind)
+    if signs is not None and (kind not in SIGNED or signs.shape != (len(data), 3)):
+        signs = None
     if len(numbers) and not _solved(numbers[:: max(1, len(numbers) // SAMPLE)], kind)[1].all():
         return None
     for at in _steps(numbers):
-        data[at], exact = _solved(numbers[at], kind)
+        data[at], exact = _solved(numbers[at], kind, None if signs is None else signs[at])
         if not exact.all():
-            return None
+            return None if signs is None else recover(array, kind)
     return QTensor(kind, array.shape, data.reshape(-1, row_bytes(kind, array.shape)))
 
 
@@ -68,6 +74,20 @@ def recover_or_pack(
             difference = BLOCKS[kind].unpack(data[at][~exact]) - rest.astype(np.float64)
             largest = max(largest, float(np.abs(difference).max()))
     return QTensor(kind, array.shape, data.reshape(-1, row_bytes(kind, array.shape))), largest
+
+
+def signs(packed: QTensor) -> Bytes | None:
+    """The signs of d and of each s: uint8 (blocks, 1 + runs / 8), bits set for negative ones. None for types of which
+    the numbers tell everything.
+    """
+    if packed.type not in SIGNED:
+        return None
+    blocks = packed.data.reshape(-1, BLOCKS[packed.type].nbytes)
+    if packed.type == "Q6_K":
+        negative = blocks[:, 192:208].view(np.int8) < 0
+    else:
+        negative = (_fields(blocks[:, 104:108], 4, 2) & 2) == 0  # the top bit of s + 32
+    return np.concatenate([blocks[:, -1:] >> 7, np.packbits(negative, axis=1)], axis=1)
 
 
 def _room(array: np.ndarray, kind: str) -> tuple[Bytes, np.ndarray]:
@@ -182,12 +202,16 @@ class Runs:
         return Runs(self.low[blocks], self.high[blocks], self.divisor[blocks])
 
 
-def _solved(numbers: np.ndarray, kind: str) -> tuple[Bytes, Mask]:
+def _solved(numbers: np.ndarray, kind: str, given: Bytes | None = None) -> tuple[Bytes, Mask]:
     """Packed blocks (n, nbytes), and which of them unpack to exactly `numbers` (n, elements): (n,)."""
     form, block = FORMS[kind], BLOCKS[kind]
     with np.errstate(all="ignore"):  # what is not finite is found out at the end
         x = np.ascontiguousarray(numbers.reshape(-1, form.run).T, np.float32)
         found = _solution(x, form, block.elements // form.run)
+        found.d, found.s = _widest(found.d, found.s, form.s)
+        found.b, found.m = _widest(found.b, found.m, form.m)
+        if form.s[0] < 0:
+            found.d, found.s = _signed(found, x, form, given)
         q = _levels(x, found, form).reshape(form.run, -1).T.reshape(numbers.shape)
         d = np.where((q != -form.q[0]).any(axis=1, keepdims=True), found.d, 0)
         d, b = (_as_half((scale / UNIT).astype(np.float32)) for scale in (d, found.b))
@@ -211,6 +235,32 @@ def _solution(x: Floats, form: Form, width: int) -> Solution:
             below_one = np.where(np.abs(x) < 1, x, x.min(axis=0))
             _search(rest, _runs(below_one, form, width), form, found)
     return found
+
+
+def _widest(scale: Doubles, steps: Doubles, form: range) -> tuple[Doubles, Doubles]:
+    """The same products of scale (n, 1) and steps (n, runs) as packers spell them: the largest step as far out as its
+    range allows. Other spellings are as exact, and round elsewhere when they are multiplied.
+    """
+    if len(form) <= 2:
+        return scale, steps
+    top = max(-form[0], form[-1])
+    most = np.maximum(np.abs(steps).max(axis=1, keepdims=True), 1)
+    more = np.where(top % most == 0, top // most, 1)
+    fits = (scale / more / UNIT).astype(np.float16).astype(np.float64) * UNIT == scale / more
+    more = np.where(fits & (steps * more <= form[-1]).all(axis=1, keepdims=True), more, 1)
+    return scale / more, steps * more
+
+
+def _signed(found: Solution, x: Floats, form: Form, given: Bytes | None) -> tuple[Doubles, Doubles]:
+    """d and s with the signs given; else with packers' own: the largest q of a run and the largest s are negative."""
+    if given is not None:
+        d, s = (np.where(bits, -1.0, 1.0) for bits in (given[:, :1], np.unpackbits(given[:, 1:], axis=1)))
+        return np.abs(found.d) * d, np.abs(found.s) * s
+    s = -np.abs(found.s) * np.sign(found.d) * np.sign(peak(x)).reshape(found.s.shape)
+    largest = np.take_along_axis(s, np.abs(s).argmax(axis=1, keepdims=True), axis=1)
+    turn = np.where(largest > 0, -1.0, 1.0)
+    holds = (s * turn <= form.s[-1]).all(axis=1, keepdims=True)
+    return np.where(holds, found.d * turn, found.d), np.where(holds, s * turn, found.s)
 
 
 def _unsolved(n: int, width: int) -> Solution:

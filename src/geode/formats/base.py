@@ -70,6 +70,10 @@ class Checkpoint:
         """Ids that end a text by the checkpoint's generation settings (the tokenizer knows more)."""
         return self._ends()
 
+    def signs(self, name: str) -> np.ndarray | None:
+        """Signs of the blocks that a float tensor was unpacked from (`recover.signs`), where somebody kept them."""
+        return None
+
     def files(self) -> list[Path]:
         """Every file that the checkpoint is read from, for digests and for noticing changes."""
         if self.path.is_file():

@@ -131,9 +131,9 @@ def keys(checkpoint: Checkpoint, target: Target) -> tuple[dict[str, Any], dict[s
     made |= {"general.name": checkpoint.path.stem, "general.quantization_version": 2}
     made |= {"general.file_type": FILE_TYPES[kind]} if kind in FILE_TYPES else {}
     made |= checkpoint.family.config_to_gguf(checkpoint.config)
+    made |= {f"{checkpoint.family.gguf_arch}.vocab_size": checkpoint.config.vocab}
     if checkpoint.vocabulary is None:
-        size = {f"{checkpoint.family.gguf_arch}.vocab_size": checkpoint.config.vocab}
-        return made | size | {"tokenizer.ggml.model": "no_vocab"}, {}
+        return made | {"tokenizer.ggml.model": "no_vocab"}, {}
     words, types = tokenizer.to_gguf(checkpoint.vocabulary, rows=checkpoint.config.vocab)
     template = checkpoint.template
     return made | words | ({"tokenizer.chat_template": template} if template else {}), types

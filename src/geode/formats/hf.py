@@ -5,17 +5,22 @@ Tensor names are the dialect's business, bytes `io.safetensors`'s. vLLM, SGLang,
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from .. import families
 from ..dialects import hf as dialect
 from ..dialects import matches
-from ..errors import ConfigError, ModelNotFound
+from ..errors import ConfigError, FormatError, ModelNotFound
+from ..quant import QTensor
 from ..tensors import Tensors
 from .base import Checkpoint, Format, Target, common_type, floats, read_json, write_json, write_tokenizer
 
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+SIGNS = "geode.signs.npz"
 DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 
 
@@ -29,6 +34,23 @@ class HuggingFace(Checkpoint):
         found = read_json(self.path / "generation_config.json").get("eos_token_id")
         found = self.metadata.get("eos_token_id") if found is None else found
         return frozenset(i for i in (found if isinstance(found, list) else [found]) if type(i) is int)
+
+    @cached_property
+    def _signs(self) -> dict[str, np.ndarray]:
+        from zipfile import BadZipFile
+
+        if not (self.path / SIGNS).is_file():
+            return {}
+        try:
+            with np.load(self.path / SIGNS, allow_pickle=False) as kept:
+                return {name: kept[name] for name in kept}
+        except (OSError, ValueError, EOFError, BadZipFile) as problem:
+            raise FormatError(
+                f"{self.path / SIGNS} is damaged ({problem}). Delete it: packing then takes the usual signs."
+            ) from None
+
+    def signs(self, name: str) -> np.ndarray | None:
+        return self._signs.get(name)
 
     def left_out(self) -> list[str]:
         seen = [n for n in self.stored.entries if any(matches(n, p) for p in self.family.vision)]
@@ -86,10 +108,23 @@ def write(checkpoint: Checkpoint, folder: Path, name: str, target: Target) -> No
     kind = target.dtype or common_type(checkpoint.tensors)
     stored = dialect.write(floats(checkpoint.tensors, None), checkpoint.config, checkpoint.family)
     safetensors.write(folder, floats(stored, target.dtype), max_shard_bytes=target.max_shard_bytes)
+    if target.dtype in (None, "F32"):
+        _keep_signs(checkpoint.tensors, folder / SIGNS)
     write_json(folder / "config.json", config_json(checkpoint, kind))
     if generation := generation_json(checkpoint):
         write_json(folder / "generation_config.json", generation)
     write_tokenizer(checkpoint, folder)
+
+
+def _keep_signs(tensors: Tensors, path: Path) -> None:
+    """What numbers of unpacked blocks do not tell, a bit for 16 of them, so that they go back into the same bits."""
+    from ..recover import SIGNED, signs
+
+    packed = {name: tensors[name] for name, entry in tensors.entries.items() if entry.type in SIGNED}
+    found = {name: signs(array) for name, array in packed.items() if isinstance(array, QTensor)}
+    kept: dict[str, Any] = {name: bits for name, bits in found.items() if bits is not None}
+    if kept:
+        np.savez(path, **kept)
 
 
 def refuses(checkpoint: Checkpoint, target: Target) -> str | None:

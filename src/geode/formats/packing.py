@@ -25,7 +25,10 @@ def typed(checkpoint: Checkpoint, target: Target) -> Tensors:
     weights = _importance(target)
     pack = packer(target.threads)
     return Tensors(
-        {name: _retyped(known[name], kind, pack, weights(name)) for name, kind in types_of(checkpoint, target).items()}
+        {
+            name: _retyped(known[name], kind, pack, weights(name), checkpoint.signs(name))
+            for name, kind in types_of(checkpoint, target).items()
+        }
     )
 
 
@@ -78,24 +81,24 @@ def _packed_twice(old: str, new: str) -> bool:
     return old in BLOCKS and new in BLOCKS and old != new
 
 
-def _retyped(entry: Entry, kind: str, pack: Pack, weights: np.ndarray | None) -> Entry:
+def _retyped(entry: Entry, kind: str, pack: Pack, weights: np.ndarray | None, signs: np.ndarray | None) -> Entry:
     if entry.type == kind:
         return entry
     if kind in DTYPES:
         nbytes = math.prod(entry.shape) * DTYPES[kind].itemsize
         return Entry(entry.shape, kind, nbytes, lambda: _cast(entry.load(), kind))
     nbytes = math.prod(entry.shape[:-1]) * row_bytes(kind, entry.shape)
-    return Entry(entry.shape, kind, nbytes, lambda: _packed(entry.load(), kind, pack, weights))
+    return Entry(entry.shape, kind, nbytes, lambda: _packed(entry.load(), kind, pack, weights, signs))
 
 
 def _cast(array: Array, kind: str) -> Array:
     return unpacked(array, kind) if isinstance(array, QTensor) else array.astype(DTYPES[kind], copy=False)
 
 
-def _packed(array: Array, kind: str, pack: Pack, weights: np.ndarray | None) -> QTensor:
-    """Numbers that were unpacked from such blocks go back into them; all others are packed."""
+def _packed(array: Array, kind: str, pack: Pack, weights: np.ndarray | None, signs: np.ndarray | None) -> QTensor:
+    """Numbers that were unpacked from such blocks go back into them; all others are packed, as llama.cpp packs them."""
     from ..recover import recover
 
     plain = unpacked(array, "F32") if isinstance(array, QTensor) else array
-    found = recover(plain, kind)
+    found = None if kind == "Q8_0" else recover(plain, kind, signs)  # packing Q8_0 gives its own numbers back
     return pack(plain, kind, weights=weights) if found is None else found
