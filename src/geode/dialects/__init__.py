@@ -18,7 +18,7 @@ from ..config import Config
 from ..errors import TensorError
 from ..quant import DTYPES, QTensor
 from ..tensors import Array, Entry, Tensors, shapes
-from .ops import Op
+from .ops import Op, Split
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,12 @@ class Rule:
 def rule(ours: str, theirs: str, *ops: Op, optional: bool = False) -> Rule:
     """The common case: one tensor to one tensor."""
     return Rule((ours,), (theirs,), ops, optional)
+
+
+def fused(config: Config, layer: str, kind: str, theirs: str, *ops: Op) -> Rule:
+    """Queries, keys and values of a layer in one tensor of theirs: `ops`, and then [q; k; v] cut along the rows."""
+    ours = tuple(f"blk.{layer}.attn_{part}.{kind}" for part in "qkv")
+    return Rule(ours, (theirs,), (*ops, Split((config.q_width, config.kv_width, config.kv_width))))
 
 
 def read(rules: Sequence[Rule], stored: Tensors, config: Config, ignore: Iterable[str] = ()) -> Tensors:

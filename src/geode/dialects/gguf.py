@@ -11,10 +11,10 @@ from __future__ import annotations
 from ..config import Config
 from ..families import Family
 from ..tensors import Tensors, shapes
-from . import Rule, halved_rows, matches, rule, split_name
+from . import Rule, fused, halved_rows, matches, rule, split_name
 from . import read as read_rules
 from . import write as write_rules
-from .ops import Op, Rows, Split
+from .ops import Op, Rows
 
 
 def rules(config: Config, family: Family) -> list[Rule]:
@@ -25,9 +25,7 @@ def rules(config: Config, family: Family) -> list[Rule]:
         layer, stem, kind = split_name(ours)
         if family.fused_qkv and stem in ("blk.{}.attn_q", "blk.{}.attn_k", "blk.{}.attn_v"):
             if stem.endswith("attn_q"):
-                parts = tuple(f"blk.{layer}.attn_{part}.{kind}" for part in "qkv")
-                heights = (config.q_width, config.kv_width, config.kv_width)
-                made.append(Rule(parts, (f"blk.{layer}.attn_qkv.{kind}",), (Split(heights),)))
+                made.append(fused(config, layer, kind, f"blk.{layer}.attn_qkv.{kind}"))
             continue
         theirs = f"{names.get(stem, stem).format(layer)}.{kind}"
         optional = any(matches(ours, pattern) for pattern in family.optional)

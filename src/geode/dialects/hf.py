@@ -12,10 +12,10 @@ from __future__ import annotations
 from ..config import Config
 from ..families import Family
 from ..tensors import Tensors, shapes
-from . import Rule, grouped_rows, matches, rule, split_name
+from . import Rule, fused, grouped_rows, matches, rule, split_name
 from . import read as read_rules
 from . import write as write_rules
-from .ops import AddOne, Op, Rows, Split, Stack
+from .ops import AddOne, Op, Rows, Stack
 
 
 def rules(config: Config, family: Family) -> list[Rule]:
@@ -26,7 +26,8 @@ def rules(config: Config, family: Family) -> list[Rule]:
         layer, stem, kind = split_name(ours)
         if family.fused_qkv and stem in ("blk.{}.attn_q", "blk.{}.attn_k", "blk.{}.attn_v"):
             if stem.endswith("attn_q"):
-                made.append(_fused(config, names["blk.{}.attn_qkv"].format(layer), layer, kind))
+                name = f"{names['blk.{}.attn_qkv'].format(layer)}.{kind}"
+                made.append(fused(config, layer, kind, name, Rows(grouped_rows(config))))
             continue
         theirs = names[stem].format(layer)
         optional = any(matches(ours, pattern) for pattern in family.optional)
@@ -37,12 +38,6 @@ def rules(config: Config, family: Family) -> list[Rule]:
             ops: tuple[Op, ...] = (AddOne(),) if family.norm_plus_one and stem.endswith("norm") else ()
             made.append(rule(ours, f"{theirs}.{kind}", *ops, optional=optional))
     return made
-
-
-def _fused(config: Config, theirs: str, layer: str, kind: str) -> Rule:
-    ours = tuple(f"blk.{layer}.attn_{part}.{kind}" for part in "qkv")
-    ops = (Rows(grouped_rows(config)), Split((config.q_width, config.kv_width, config.kv_width)))
-    return Rule(ours, (f"{theirs}.{kind}",), ops)
 
 
 def read(stored: Tensors, config: Config, family: Family) -> Tensors:

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from ..config import Config
 from ..families import Family
 from ..tensors import Tensors, shapes
-from . import Rule, grouped_rows, rule, split_name
+from . import Rule, fused, grouped_rows, rule, split_name
 from . import read as read_rules
 from . import write as write_rules
-from .ops import AddOne, Op, Reshape, Rows, Split, Transpose
+from .ops import AddOne, Op, Reshape, Rows, Transpose
 
 HEAD = "layers/reversible_embedding/vars/1"
 
@@ -136,13 +136,11 @@ def _ops(config: Config, layers: Layers, part: str, kind: str) -> tuple[Op, ...]
 
 
 def _fused(config: Config, theirs: str, layer: str, kind: str) -> Rule:
-    ours = tuple(f"blk.{layer}.attn_{part}.{kind}" for part in "qkv")
     width, heads, size = config.width, config.heads, config.head_dim
-    lengths = Split((config.q_width, config.kv_width, config.kv_width))
     flat: tuple[Op, ...] = (Reshape((heads, 3 * size), (3 * heads * size,)),)
     if kind == "weight":
         flat = (Reshape((width, heads, 3 * size), (width, 3 * heads * size)), Transpose())
-    return Rule(ours, (theirs,), (*flat, Rows(grouped_rows(config)), lengths))
+    return fused(config, layer, kind, theirs, *flat, Rows(grouped_rows(config)))
 
 
 VISION = ("layers/gemma3_vision_encoder*",)

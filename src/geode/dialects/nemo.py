@@ -16,7 +16,7 @@ from __future__ import annotations
 from ..config import Config
 from ..families import Family
 from ..tensors import Tensors, shapes
-from . import Rule, grouped_rows, rule, split_name
+from . import Rule, fused, grouped_rows, rule, split_name
 from . import read as read_rules
 from . import write as write_rules
 from .ops import AddOne, Op, Padded, Rows, Split
@@ -59,7 +59,7 @@ def rules(config: Config, family: Family, centered: bool, rows: int | None = Non
         if stem in ("blk.{}.attn_k", "blk.{}.attn_v", "blk.{}.ffn_gate"):
             continue
         if stem == "blk.{}.attn_q":
-            made.append(_qkv(config, layer, kind))
+            made.append(fused(config, layer, kind, QKV.format(layer=layer, kind=kind), Rows(grouped_rows(config))))
             continue
         theirs = names[stem].format(layer=layer, kind=kind)
         if stem == "blk.{}.ffn_up" and config.gated:
@@ -67,12 +67,6 @@ def rules(config: Config, family: Family, centered: bool, rows: int | None = Non
         else:
             made.append(rule(ours, theirs, *_ops(config, stem, centered, rows)))
     return made
-
-
-def _qkv(config: Config, layer: str, kind: str) -> Rule:
-    ours = tuple(f"blk.{layer}.attn_{part}.{kind}" for part in "qkv")
-    ops = (Rows(grouped_rows(config)), Split((config.q_width, config.kv_width, config.kv_width)))
-    return Rule(ours, (QKV.format(layer=layer, kind=kind),), ops)
 
 
 def _ops(config: Config, stem: str, centered: bool, rows: int | None) -> tuple[Op, ...]:

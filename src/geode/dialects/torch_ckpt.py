@@ -19,10 +19,10 @@ import numpy as np
 from ..config import Config
 from ..families import Family
 from ..tensors import Entry, Tensors, shapes
-from . import Rule, halved_rows, rule, split_name
+from . import Rule, fused, halved_rows, rule, split_name
 from . import read as read_rules
 from . import write as write_rules
-from .ops import AddOne, Op, Rows, Split
+from .ops import AddOne, Op, Rows
 
 # ------------------------------------------------------------------------------------------------------ gemma_pytorch
 
@@ -46,9 +46,7 @@ def gemma_rules(config: Config, family: Family) -> list[Rule]:
         if stem in ("blk.{}.attn_k", "blk.{}.attn_v"):
             continue
         if stem == "blk.{}.attn_q":
-            parts = tuple(f"blk.{layer}.attn_{part}.weight" for part in "qkv")
-            heights = Split((config.q_width, config.kv_width, config.kv_width))
-            made.append(Rule(parts, (f"model.layers.{layer}.self_attn.qkv_proj.weight",), (heights,)))
+            made.append(fused(config, layer, kind, f"model.layers.{layer}.self_attn.qkv_proj.{kind}"))
         else:
             ops: tuple[Op, ...] = (AddOne(),) if stem.endswith("norm") else ()
             made.append(rule(ours, f"{names[stem].format(layer)}.{kind}", *ops))

@@ -16,10 +16,10 @@ from __future__ import annotations
 from ..config import Config
 from ..families import Family
 from ..tensors import Tensors, shapes
-from . import Rule, rule, split_name
+from . import Rule, fused, rule, split_name
 from . import read as read_rules
 from . import write as write_rules
-from .ops import Op, Padded, Split
+from .ops import Op, Padded
 from .parallel import Cut, even
 
 EMBEDDINGS, HEAD = "transformer.vocab_embedding.weight", "lm_head.weight"
@@ -64,9 +64,7 @@ def rules(config: Config, family: Family, head_rows: int) -> list[Rule]:
         if stem in ("blk.{}.attn_k", "blk.{}.attn_v"):
             continue
         if stem == "blk.{}.attn_q":
-            parts = tuple(f"blk.{layer}.attn_{part}.{kind}" for part in "qkv")
-            heights = Split((config.q_width, config.kv_width, config.kv_width))
-            made.append(Rule(parts, (f"{QKV.format(layer)}.{kind}",), (heights,)))
+            made.append(fused(config, layer, kind, f"{QKV.format(layer)}.{kind}"))
         else:
             padded = stem == "output" and head_rows != config.vocab
             ops: tuple[Op, ...] = (Padded(head_rows, config.vocab),) if padded else ()

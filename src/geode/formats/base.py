@@ -16,7 +16,7 @@ import numpy as np
 
 from .. import manifest
 from ..config import Config
-from ..errors import FormatError
+from ..errors import FormatError, TokenizerError
 from ..families import Family
 from ..quant import BLOCKS, DTYPES, QTensor
 from ..tensors import Array, Entry, Tensors
@@ -85,7 +85,13 @@ class Checkpoint:
         return tokenizer_files(self.path if self.path.is_dir() else self.path.parent)
 
     def left_out(self) -> list[str]:
-        """What the files hold and this network has not, one sentence each: a vision tower, an adapter."""
+        """What the files hold and this network has not, one sentence each."""
+        seen = self._vision()
+        found = f"The vision tower and its projector, {len(seen)} tensors, are not part of the text model."
+        return [found] * bool(seen)
+
+    def _vision(self) -> list[str]:
+        """Stored tensors of a vision tower, by name."""
         return []
 
     def _tensors(self) -> Tensors:
@@ -265,6 +271,18 @@ def write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
         made = tokenizer.to_hf(checkpoint.vocabulary, checkpoint.template, checkpoint.config.context)
         for name, data in made.items():
             (folder / name).write_bytes(data)
+
+
+def write_sentencepiece(checkpoint: Checkpoint, folder: Path) -> bool:
+    """tokenizer.model, where the tokenizer can be written so and is not there yet; whether it is there."""
+    from .. import tokenizer
+
+    if not (folder / "tokenizer.model").exists() and checkpoint.vocabulary is not None:
+        try:
+            (folder / "tokenizer.model").write_bytes(tokenizer.to_sentencepiece(checkpoint.vocabulary))
+        except TokenizerError:  # a byte-level BPE: SentencePiece has no form for it
+            return False
+    return (folder / "tokenizer.model").exists()
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

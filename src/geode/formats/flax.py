@@ -18,8 +18,18 @@ from ..dialects import flax as dialect
 from ..errors import ConfigError, ModelNotFound
 from ..families import Family
 from ..tensors import Tensors
-from .base import Checkpoint, Format, Target, beside_template, described, floats, tokenizer_files, write_tokenizer
-from .gemma_pytorch import PUBLISHED, write_sentencepiece
+from .base import (
+    Checkpoint,
+    Format,
+    Target,
+    beside_template,
+    described,
+    floats,
+    tokenizer_files,
+    write_sentencepiece,
+    write_tokenizer,
+)
+from .gemmas import PUBLISHED
 
 if TYPE_CHECKING:
     from ..tokenizer import Tokenizer, Vocabulary
@@ -58,11 +68,8 @@ class Flax(OrbaxCheckpoint):
 
         return dialect.read(dialect.flat(self.stored, orbax.unstacked), self.config, self.family)
 
-    def left_out(self) -> list[str]:
-        seen = [name for name in self.stored.entries if dialect.of_vision(name.removeprefix(dialect.PREFIX))]
-        return [f"The vision tower and its projector, {len(seen)} tensors, are not part of the text model."] * bool(
-            seen
-        )
+    def _vision(self) -> list[str]:
+        return [name for name in self.stored.entries if dialect.of_vision(name.removeprefix(dialect.PREFIX))]
 
 
 def surroundings(path: Path) -> Iterator[Path]:

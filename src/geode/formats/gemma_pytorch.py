@@ -16,10 +16,22 @@ from .. import families
 from ..config import Config
 from ..dialects import matches
 from ..dialects import torch_ckpt as dialect
-from ..errors import ConfigError, FormatError, ModelNotFound, TokenizerError
+from ..errors import ConfigError, FormatError, ModelNotFound
 from ..families import Family
 from ..tensors import Tensors
-from .base import Checkpoint, Format, Target, common_type, described, floats, read_text, write_json, write_tokenizer
+from .base import (
+    Checkpoint,
+    Format,
+    Target,
+    common_type,
+    described,
+    floats,
+    read_text,
+    write_json,
+    write_sentencepiece,
+    write_tokenizer,
+)
+from .gemmas import PUBLISHED
 
 NAME = "model.ckpt"
 STATE = "model_state_dict"
@@ -41,28 +53,6 @@ KEYS = {
 }
 """Fields of `GemmaConfig` in gemma/config.py -> Hugging Face's keys."""
 
-_SMALL3 = {"sliding_window": 512, "max_position_embeddings": 32_768, "query_pre_attn_scalar": 256}
-_LARGE3 = {
-    "sliding_window": 1024,
-    "max_position_embeddings": 131_072,
-    "query_pre_attn_scalar": 256,
-    "rope_scaling": {"rope_type": "linear", "factor": 8.0},
-}
-_GEMMA2 = {"sliding_window": 4096, "query_pre_attn_scalar": 256}
-PUBLISHED: dict[tuple[str, int, int], dict[str, Any]] = {
-    ("gemma", 18, 2048): {},
-    ("gemma", 28, 3072): {},
-    ("gemma2", 26, 2304): _GEMMA2,
-    ("gemma2", 42, 3584): _GEMMA2,
-    ("gemma2", 46, 4608): _GEMMA2 | {"head_dim": 128, "query_pre_attn_scalar": 144},
-    ("gemma3", 18, 640): _SMALL3,
-    ("gemma3", 26, 1152): _SMALL3,
-    ("gemma3", 34, 2560): _LARGE3,
-    ("gemma3", 48, 3840): _LARGE3,
-    ("gemma3", 62, 5376): _LARGE3 | {"head_dim": 128, "query_pre_attn_scalar": 168},
-}
-"""Family, layers and width of each published size -> what its shapes do not tell (gemma/config.py)."""
-
 
 class GemmaPytorch(Checkpoint):
     """A .ckpt, in the directory that holds its tokenizer."""
@@ -70,11 +60,8 @@ class GemmaPytorch(Checkpoint):
     def _tensors(self) -> Tensors:
         return dialect.read_gemma(self.stored, self.config, self.family)
 
-    def left_out(self) -> list[str]:
-        seen = [name for name in self.stored.entries if any(matches(name, pattern) for pattern in dialect.VISION)]
-        return [f"The vision tower and its projector, {len(seen)} tensors, are not part of the text model."] * bool(
-            seen
-        )
+    def _vision(self) -> list[str]:
+        return [name for name in self.stored.entries if any(matches(name, pattern) for pattern in dialect.VISION)]
 
 
 def claims(path: Path) -> bool:
@@ -217,18 +204,6 @@ def write(checkpoint: Checkpoint, folder: Path, name: str, target: Target) -> No
     write_json(folder / "config.json", _fields(checkpoint, kind))
     write_tokenizer(checkpoint, folder)
     write_sentencepiece(checkpoint, folder)
-
-
-def write_sentencepiece(checkpoint: Checkpoint, folder: Path) -> bool:
-    """tokenizer.model, where the tokenizer can be written so and is not there yet; whether it is there."""
-    from .. import tokenizer
-
-    if not (folder / "tokenizer.model").exists() and checkpoint.vocabulary is not None:
-        try:
-            (folder / "tokenizer.model").write_bytes(tokenizer.to_sentencepiece(checkpoint.vocabulary))
-        except TokenizerError:  # a byte-level BPE: SentencePiece has no form for it
-            return False
-    return (folder / "tokenizer.model").exists()
 
 
 def _fields(checkpoint: Checkpoint, kind: str) -> dict[str, Any]:

@@ -52,11 +52,8 @@ class HuggingFace(Checkpoint):
     def signs(self, name: str) -> np.ndarray | None:
         return self._signs.get(name)
 
-    def left_out(self) -> list[str]:
-        seen = [n for n in self.stored.entries if any(matches(n, p) for p in self.family.vision)]
-        return [f"The vision tower and its projector, {len(seen)} tensors, are not part of the text model."] * bool(
-            seen
-        )
+    def _vision(self) -> list[str]:
+        return [name for name in self.stored.entries if any(matches(name, one) for one in self.family.vision)]
 
 
 def claims(path: Path) -> bool:

@@ -55,11 +55,8 @@ class Keras(Checkpoint):
 
         return read_vocabulary(self.path, backbone_of(self.metadata, "config.json").stem)
 
-    def left_out(self) -> list[str]:
-        seen = [name for name in self.stored.entries if any(matches(name, pattern) for pattern in dialect.VISION)]
-        return [f"The vision tower and its projector, {len(seen)} tensors, are not part of the text model."] * bool(
-            seen
-        )
+    def _vision(self) -> list[str]:
+        return [name for name in self.stored.entries if any(matches(name, pattern) for pattern in dialect.VISION)]
 
 
 # Reading

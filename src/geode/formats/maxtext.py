@@ -17,9 +17,8 @@ from ..dialects import maxtext as dialect
 from ..dialects.flax import PADDED
 from ..errors import ConfigError, GeodeError, ModelNotFound
 from ..tensors import Tensors
-from .base import Checkpoint, Format, Target, floats, write_tokenizer
+from .base import Checkpoint, Format, Target, floats, write_sentencepiece, write_tokenizer
 from .flax import OrbaxCheckpoint, Sizes, by_size, told
-from .gemma_pytorch import write_sentencepiece
 
 STEP, ITEM = "0", "items"  # what MaxText's own converters save: load_parameters_path=DIRECTORY/0/items
 SETTINGS = "maxtext.yml"
@@ -33,12 +32,9 @@ class MaxText(OrbaxCheckpoint):
 
         return dialect.read(dialect.unscanned(self.stored, orbax.unstacked), self.config, self.family)
 
-    def left_out(self) -> list[str]:
+    def _vision(self) -> list[str]:
         plain = [name.removeprefix("params/").removeprefix("params/") for name in self.stored.entries]
-        seen = [name for name in plain if dialect.of_vision(name)]
-        return [f"The vision tower and its projector, {len(seen)} tensors, are not part of the text model."] * bool(
-            seen
-        )
+        return [name for name in plain if dialect.of_vision(name)]
 
 
 def claims(path: Path) -> bool:

@@ -22,8 +22,7 @@ from ..dialects import parallel
 from ..errors import ConfigError, FormatError, ModelNotFound
 from ..families import Family
 from ..tensors import Entry, Tensors
-from .base import Checkpoint, Format, Target, common_type, described, floats, write_tokenizer
-from .gemma_pytorch import write_sentencepiece
+from .base import Checkpoint, Format, Target, common_type, described, floats, write_sentencepiece, write_tokenizer
 
 if TYPE_CHECKING:
     from ..tokenizer import Tokenizer
