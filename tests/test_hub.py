@@ -630,7 +630,14 @@ REPOSITORIES: dict[str, dict[str, bytes]] = {
     "ada/gguf": {"a.Q4_0.gguf": PARTS[0], "b.Q8_0.gguf": PARTS[1], "README.md": b"words"},
     "ada/one": {"only.gguf": WEIGHTS},
     "ada/split": {f"big-{i:05d}-of-00002.gguf": PARTS[i - 1] for i in (1, 2)},
-    "ada/pickle": {"pytorch_model.bin": b"pickle"},
+    "ada/pickle": {"config.json": b"{}", "pytorch_model.bin": b"pickle", "training_args.bin": b"pickle"},
+    "ada/keras": {
+        **dict.fromkeys(("config.json", "metadata.json", "task.json", "tokenizer.json"), b"{}"),
+        "model.weights.h5": WEIGHTS,
+        "assets/tokenizer/vocabulary.spm": b"words",
+        "assets/other/extra.txt": b"words",
+    },
+    "ada/onnx": {"model.onnx": b"other"},
     "ada/gated": {"config.json": b"{}", "model.safetensors": b"weights"},
 }
 HF_PROGRAM = """
@@ -681,6 +688,8 @@ HF_NAMES = {
     "one": "hf:ada/one",
     "split": "hf:ada/split",
     "pickle": "hf:ada/pickle",
+    "keras": "hf:ada/keras",
+    "onnx": "hf:ada/onnx",
     "gated": "hf:ada/gated",
     "secret": "hf:ada/secret",
     "nothing": "hf:ada/nothing",
@@ -727,7 +736,13 @@ def test_hf_takes_the_named_gguf_or_lists_them(hugging):
     kind, said = hugging["absent"]
     assert kind == "ModelNotFound" and "c.gguf" in said and "a.Q4_0.gguf" in said
     assert set(hugging["split"][1]) == {*REPOSITORIES["ada/split"], "manifest.json"}
-    assert hugging["pickle"][0] == "ModelNotFound" and "pytorch_model.bin" in hugging["pickle"][1]
+    assert hugging["onnx"][0] == "ModelNotFound" and "model.onnx" in hugging["onnx"][1]
+
+
+def test_hf_brings_other_layouts_where_there_is_no_better(hugging):
+    assert set(hugging["pickle"][1]) == {"config.json", "pytorch_model.bin", "manifest.json"}
+    preset = {"config.json", "metadata.json", "task.json", "tokenizer.json", "model.weights.h5", "manifest.json"}
+    assert set(hugging["keras"][1]) == {*preset, "assets/tokenizer/vocabulary.spm"}
 
 
 def test_hf_gate_says_where_to_accept_and_what_to_set(hugging):

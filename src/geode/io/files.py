@@ -154,11 +154,12 @@ _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 def explained(error: OSError, target: Path) -> CapacityError | OptionError:
     """What went wrong while `target` was written, as one of our errors."""
+    said = " ".join(str(error.strerror or error).split())  # h5py tells a story of several lines
     if error.errno not in _FULL:
-        return OptionError(f"Cannot write {target}: {error.strerror}. Choose a directory that exists and is yours.")
+        return OptionError(f"Cannot write {target}: {said}. Choose a directory that exists and is yours.")
     place = next(p for p in (target, *target.absolute().parents) if p.is_dir())
     free = shutil.disk_usage(place).free
     return CapacityError(
-        f"No room to write {target}: {error.strerror}, with {free / 1e9:.1f} GB free in {place}. "
+        f"No room to write {target}: {said}, with {free / 1e9:.1f} GB free in {place}. "
         "Nothing was left behind. Make room, or choose another disk."
     )

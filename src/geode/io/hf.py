@@ -30,6 +30,12 @@ TOKENIZER = (
     *("tokenizer.json", "tokenizer.model", "*.tiktoken", "vocab.json", "merges.txt", "added_tokens.json"),
     *("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json"),
 )
+PRESET = (
+    *("model*.weights.h5", "model.weights.json", "metadata.json", "task.json", "preprocessor.json"),
+    "assets/tokenizer/*",
+)
+PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+OTHER_LAYOUTS = ((PRESET, ".weights.h5"), (PICKLES, ".bin"))  # Keras's, and what came before safetensors
 SECOND_COPIES = ("consolidated*.safetensors",)  # Mistral's own layout beside the usual one
 
 
@@ -103,8 +109,13 @@ def choose(reference: Reference, listed: Iterable[Listed]) -> tuple[str, list[Li
             f"{reference.repo} holds {len(ggufs)} GGUF files; name one of them, as in {reference.name}/{ggufs[0]}. "
             f"It has: {_some(ggufs)}."
         )
+    for patterns, suffix in OTHER_LAYOUTS:
+        found = _matching(files, patterns)
+        if any(file.name.endswith(suffix) for file in found):
+            return "", [*found, *_matching(files, ("config.json", "generation_config.json", *TOKENIZER, *TERMS))]
     raise ModelNotFound(
-        f"{reference.repo} has neither safetensors nor GGUF files, which Geode reads. It has: {_some(files)}."
+        f"{reference.repo} has no safetensors, GGUF, Keras or PyTorch weights, which Geode reads. "
+        f"It has: {_some(files)}."
     )
 
 
@@ -140,9 +151,11 @@ def _second_copy(name: str, files: Iterable[str]) -> bool:
 
 
 def _matching(files: dict[str, Listed], patterns: Iterable[str]) -> list[Listed]:
-    """Files of the top directory that match."""
+    """Files that match; a pattern without a slash means the top directory."""
     return [
-        file for name, file in files.items() if "/" not in name and any(fnmatch.fnmatchcase(name, p) for p in patterns)
+        file
+        for name, file in files.items()
+        if any(name.count("/") == p.count("/") and fnmatch.fnmatchcase(name, p) for p in patterns)
     ]
 
 
