@@ -129,6 +129,8 @@ def compare(a: Checkpoint, b: Checkpoint, *, logits: bool = True, threads: int |
     if a.tokenizer is None or b.tokenizer is None:
         which = "Neither has" if a.tokenizer is b.tokenizer else "Only one of both has"
         report.notes.append(f"{which} a tokenizer, so tokens were not compared.")
+    if a.template != b.template:
+        report.notes.append("The chat templates differ, or only one has one.")
     if shapes(a.config) != shapes(b.config):
         report.notes.append("The networks have different tensors, so neither tensors nor logits were compared.")
         return report
@@ -261,7 +263,7 @@ def _run(
     """Logits (T, V) of each text, and the residual streams (depth + 1, T, width) of the first two."""
     from .native import executor as native
 
-    executor = native.open(checkpoint.config, checkpoint.tensors, dtype, threads)
+    executor = native.open(checkpoint.config, checkpoint.tensors, dtype, threads, quiet=True)
     try:
         logits = [np.concatenate(list(executor.rows(ids))) for ids in texts]
         return logits, [executor.trace(ids) for ids in texts[:2]]

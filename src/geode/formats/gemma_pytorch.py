@@ -221,12 +221,6 @@ def refuses(checkpoint: Checkpoint, target: Target) -> str | None:
     return None
 
 
-def losses(checkpoint: Checkpoint, target: Target) -> list[str]:
-    if checkpoint.template is None:
-        return []
-    return ["gemma_pytorch reads no chat template; it is written beside, in Hugging Face's files, for others."]
-
-
 FORMAT = Format(
     name="gemma_pytorch",
     about="Google's gemma_pytorch: model.ckpt, config.json, tokenizer.model",
@@ -234,5 +228,4 @@ FORMAT = Format(
     open=open,
     write=write,
     refuses=refuses,
-    losses=losses,
 )

@@ -110,7 +110,7 @@ def _cuts(config: Config, ranks: list[Tensors]) -> dict[str, parallel.Cut]:
 
 FORMAT = Format(
     name="meta",
-    about="Meta's Llama: consolidated.00.pth, params.json (read only)",
+    about="Meta's Llama: consolidated.00.pth, params.json",
     claims=claims,
     open=open,
     options=frozenset(),

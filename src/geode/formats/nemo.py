@@ -382,12 +382,6 @@ def refuses(checkpoint: Checkpoint, target: Target) -> str | None:
     return None
 
 
-def losses(checkpoint: Checkpoint, target: Target) -> list[str]:
-    if checkpoint.template is None:
-        return []
-    return ["NeMo reads no chat template; it is written beside, in Hugging Face's files, for others."]
-
-
 FORMAT = Format(
     name="nemo",
     about="NVIDIA NeMo 1: model.nemo, with Megatron-Core's names",
@@ -395,5 +389,4 @@ FORMAT = Format(
     open=open,
     write=write,
     refuses=refuses,
-    losses=losses,
 )

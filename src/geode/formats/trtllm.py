@@ -263,8 +263,6 @@ def losses(checkpoint: Checkpoint, target: Target) -> list[str]:
             "The window of attention is not in TensorRT-LLM's configuration: give it when the engine runs "
             "(--max_attention_window_size)."
         )
-    if checkpoint.template is not None:
-        found.append("TensorRT-LLM reads no chat template; it is written beside, in Hugging Face's files.")
     kind = target.dtype or common_type(checkpoint.tensors)
     if checkpoint.family.norm_plus_one and kind != "F32":
         found.append(f"Gemma's norms are stored as 1 + w in {kind}, which rounds w.")

@@ -37,6 +37,7 @@ def open(
     threads: int | None = None,
     kv_type: str = "auto",
     quantize: str | None = None,
+    quiet: bool = False,
 ) -> Executor:
     """A network on the CPU. dtype "auto" keeps every tensor in the bits that its file has.
 
@@ -46,7 +47,7 @@ def open(
     """
     kv = _kv_type(config, tensors, kv_type, dtype)
     model = _model(config, extension.threads(threads))
-    weights.load(model, config, tensors, _types(config, tensors, dtype, quantize))
+    weights.load(model, config, tensors, _types(config, tensors, dtype, quantize), quiet)
     return Executor(config, model, kv)
 
 
