@@ -434,7 +434,8 @@ def house(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def test_open_puts_the_rooms_together(house: SimpleNamespace) -> None:
     model = geode.load("gemma3:270m", on="jax", dtype="float32", threads=3)
-    assert house.calls == {"path": Path("/models/gemma3:270m"), "on": "jax", "dtype": "float32", "threads": 3}
+    options = {"on": "jax", "dtype": "float32", "threads": 3, "quantize": None}
+    assert house.calls == {"path": Path("/models/gemma3:270m")} | options
     assert model.tokenizer is house.found.tokenizer
     assert model.template == ("PLAIN", house.found.tokenizer, False)
     assert not model.own_template
@@ -451,9 +452,19 @@ def test_native_gets_its_own_options(house: SimpleNamespace) -> None:
     assert house.calls["native"] == ("auto", 3, "auto", None)
     geode.load("x", on="native", kv_type="q8_0", quantize="q4_0")
     assert house.calls["native"] == ("auto", None, "q8_0", "q4_0")
-    for more in ({"kv_type": "q8_0"}, {"quantize": "q4_0"}):
-        with pytest.raises(OptionError, match="native engine's; this model runs on torch"):
-            geode.load("x", on="torch", **more)
+    with pytest.raises(OptionError, match="native engine's; this model runs on torch"):
+        geode.load("x", on="torch", kv_type="q8_0")
+    with pytest.raises(OptionError, match="natively 'q4_0' is its like"):
+        geode.load("x", on="native", quantize="int4")
+
+
+def test_frameworks_get_integers(house: SimpleNamespace) -> None:
+    geode.load("x", on="torch", quantize="int8")
+    assert house.calls["quantize"] == "int8"
+    geode.load("x", on="torch")
+    assert house.calls["quantize"] is None
+    with pytest.raises(OptionError, match=r"'q4_0' is no storage of torch's.*int8 or int4"):
+        geode.load("x", on="torch", quantize="q4_0")
 
 
 def test_auto_takes_the_active_backend_else_native_else_a_framework(house: SimpleNamespace) -> None:

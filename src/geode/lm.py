@@ -436,7 +436,8 @@ def open(
     dtype    "float32", "bfloat16", or "auto", which leaves it to the executor: native keeps the file's own bits.
     threads  of the CPU; None takes the physical cores, or the framework's default.
     kv_type  what native keeps keys and values in: "float32", "float16", "bfloat16", "q8_0"; None chooses.
-    quantize packs float weights while native loads them: "q8_0", "q4_0", "q4_k_m" ...
+    quantize natively packs float weights while they load: "q8_0", "q4_0", "q4_k_m" ...; a framework keeps all
+             matrices as integers, "int8" or "int4", whatever the file has them in.
     check    reads all weights first and raises TensorError where any is not a finite number.
 
     Raises ModelNotFound, FormatError, ConfigError, TensorError, BackendError; CapacityError before any weight is read.
@@ -445,10 +446,7 @@ def open(
     _check_dtype(dtype)
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise OptionError(f"threads must be an integer, 1 or more, or None; {threads!r} was given.")
-    if backend != "native" and (kv_type, quantize) != (None, None):
-        raise OptionError(
-            f"kv_type and quantize are the native engine's; this model runs on {backend}. Leave them out."
-        )
+    _check_storage(backend, kv_type, quantize)
     from . import checkpoint
     from .io import hub
 
@@ -465,7 +463,9 @@ def open(
     else:
         from .network import executor as network
 
-        executor = network.open(found.config, found.tensors, on=backend, dtype=dtype, threads=threads)
+        executor = network.open(
+            found.config, found.tensors, on=backend, dtype=dtype, threads=threads, quantize=quantize
+        )
     return Local(executor, *text, own_template=found.template is not None)
 
 
@@ -526,6 +526,23 @@ def _check_dtype(dtype: str) -> None:
         raise BackendError(f"dtype must be one of {', '.join(DTYPES)}; {dtype!r} was given.")
 
 
+def _check_storage(backend: str, kv_type: str | None, quantize: str | None) -> None:
+    from .integers import KINDS
+
+    if backend == "native":
+        if quantize in KINDS:
+            like = {"int8": "q8_0", "int4": "q4_0"}[str(quantize)]
+            raise OptionError(f"{quantize} is what the frameworks keep; natively {like!r} is its like. Ask for that.")
+        return
+    if kv_type is not None:
+        raise OptionError(f"kv_type is the native engine's; this model runs on {backend}. Leave it out.")
+    if quantize not in (None, *KINDS):
+        raise OptionError(
+            f"quantize={quantize!r} is no storage of {backend}'s: there matrices can be kept as {' or '.join(KINDS)}. "
+            "Ask for one of them, or load with on='native'."
+        )
+
+
 def _check_finite(found: Checkpoint) -> None:
     from .quant import find_nonfinite
 
@@ -555,15 +572,15 @@ CHAT_LENGTH = 4096  # tokens of keys and values that any use will soon hold
 def _check_memory(found: Checkpoint, dtype: str, backend: str, quantize: str | None) -> None:
     free = memory.available()
     keeps = backend == "native" and dtype == "auto" and quantize is None
-    need = memory_needed(found.config, dtype, stored=found.stored.nbytes if keeps else None)
     if backend == "native" and quantize is not None:
         return  # its size is known only when it is packed, and far below the file's
+    need = memory_needed(found.config, dtype, stored=found.stored.nbytes if keeps else None, quantize=quantize)
     if free is not None and need > free:
         hint = "dtype='bfloat16', which takes half, or a smaller model"
         if keeps:
             hint = "a smaller model, or one in fewer bits (--quantize q4_0 for float weights)"
-        elif dtype == "bfloat16":
-            hint = "a smaller model"
+        elif dtype == "bfloat16" or quantize is not None:
+            hint = "a smaller model" if quantize == "int4" else "quantize='int4', or a smaller model"
         raise CapacityError(
             f"This model needs about {need / 2**30:.1f} GiB of memory (weights, and keys and values of "
             f"{min(found.config.context, CHAT_LENGTH)} tokens), and {free / 2**30:.1f} GiB are free. Try {hint}, "
@@ -571,13 +588,20 @@ def _check_memory(found: Checkpoint, dtype: str, backend: str, quantize: str | N
         )
 
 
-def memory_needed(config: Config, dtype: str = "auto", tokens: int = CHAT_LENGTH, stored: int | None = None) -> int:
+def memory_needed(
+    config: Config,
+    dtype: str = "auto",
+    tokens: int = CHAT_LENGTH,
+    stored: int | None = None,
+    quantize: str | None = None,
+) -> int:
     """Bytes of the weights and of one sequence's keys and values; "auto" counts as float32, which it is on a CPU.
 
-    `stored`: bytes of weights that stay as the file has them.
+    `stored`: bytes of weights that stay as the file has them. `quantize`: what a framework keeps matrices in.
     """
+    from .integers import weight_bytes
     from .tensors import parameters
 
     itemsize = 2 if dtype == "bfloat16" or stored is not None else 4
-    weights = parameters(config) * itemsize if stored is None else stored
-    return weights + config.kv_bytes(min(config.context, tokens), itemsize)
+    weights = parameters(config) * itemsize if quantize is None else weight_bytes(config, quantize, itemsize)
+    return (weights if stored is None else stored) + config.kv_bytes(min(config.context, tokens), itemsize)

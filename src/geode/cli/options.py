@@ -50,7 +50,10 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--kv-type", metavar="TYPE", help="what native keeps keys and values in: float32, float16, bfloat16, q8_0"
     )
     group.add_argument(
-        "--quantize", metavar="TYPE", help="pack float weights while native loads them: q8_0, q4_0, q4_k_m"
+        "--quantize",
+        metavar="TYPE",
+        help="pack float weights while native loads them: q8_0, q4_0, q4_k_m; "
+        "or keep all matrices as integers on a framework: int8, int4",
     )
     group.add_argument("--check", action="store_true", help="refuse weights that are not finite numbers")
 

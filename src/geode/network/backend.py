@@ -9,7 +9,9 @@ Shape letters: B batch, T queries, S key slots, K key/value heads, R queries of 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -104,7 +106,7 @@ def on_cpu() -> bool:
 
 
 def tensor(array: np.ndarray, dtype: str) -> Tensor:
-    """A float32 array as a tensor of `dtype`."""
+    """An array as a tensor of `dtype`."""
     from keras import ops
 
     own = array if array.flags.writeable and array.flags.c_contiguous else array.copy()  # not the file's own pages
@@ -164,6 +166,10 @@ def _compile_tensorflow(step: Callable[..., Any], variables: Sequence[Any]) -> C
     return lambda cache, *arrays: compiled(cache, *(tf.convert_to_tensor(array) for array in arrays))
 
 
+def _type(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
+
+
 def cast(x: Tensor, dtype: Any) -> Tensor:
     """`x` in another dtype, given by name or as another tensor's."""
     if name() == "torch":
@@ -188,13 +194,13 @@ def standardise(x: Tensor, eps: float, centred: bool) -> Tensor:
     return x * ops.rsqrt(ops.mean(ops.square(x), axis=-1, keepdims=True) + eps)
 
 
-def linear(x: Tensor, weight_ED: Tensor, bias_E: Tensor | None) -> Tensor:
-    """x (..., D) · weightᵀ + bias -> (..., E)."""
+def linear(x: Tensor, weight_ED: Tensor, bias_E: Tensor | None = None) -> Tensor:
+    """x (..., D) · weightᵀ + bias -> (..., E) in x's dtype, whatever the weight's."""
     if name() == "torch":
-        return _linear_torch(x, weight_ED, bias_E)
+        return _linear_torch(x, weight_ED.to(x.dtype), bias_E)
     from keras import ops
 
-    y = _matmul_jax(x, weight_ED) if name() == "jax" else ops.matmul(x, ops.transpose(weight_ED))
+    y = _matmul_jax(x, weight_ED) if name() == "jax" else ops.matmul(x, ops.transpose(ops.cast(weight_ED, x.dtype)))
     return y if bias_E is None else ops.add(y, bias_E)
 
 
@@ -210,12 +216,12 @@ def _matmul_jax(x: Tensor, weight_ED: Tensor) -> Tensor:
     x = jax.lax.optimization_barrier(x)
     if x.dtype == "bfloat16" and on_cpu():
         wide, weight = x.astype("float32"), weight_ED.astype("float32")
-        if x.size == x.shape[-1]:
+        if x.size == x.shape[-1] and weight_ED.dtype == "bfloat16":
             y = (wide.reshape(1, -1) * weight).sum(-1).reshape(*x.shape[:-1], -1)
         else:
             y = jax.lax.dot_general(wide, weight, (((x.ndim - 1,), (1,)), ((), ())))
         return y.astype(x.dtype)
-    return jax.lax.dot_general(x, weight_ED, (((x.ndim - 1,), (1,)), ((), ())))
+    return jax.lax.dot_general(x, weight_ED.astype(x.dtype), (((x.ndim - 1,), (1,)), ((), ())))
 
 
 STREAMED = 1 << 24  # bytes of a weight too large for any cache
@@ -229,11 +235,98 @@ def _linear_torch(x: Tensor, weight_ED: Tensor, bias_E: Tensor | None) -> Tensor
 
     e, d = weight_ED.shape
     is_large = x.numel() == d and e % SLICES == 0 and 4 * weight_ED.numel() >= STREAMED
-    if not is_large or x.dtype != torch.float32 or x.device.type != "cpu" or torch.is_grad_enabled():
+    is_plain = x.dtype == torch.float32 and x.device.type == "cpu" and weight_ED.is_contiguous()
+    if not (is_large and is_plain) or torch.is_grad_enabled():
         return torch.nn.functional.linear(x, weight_ED, bias_E)
     slices = weight_ED.view(SLICES, e // SLICES, d).transpose(1, 2)
     y = torch.matmul(x.reshape(1, 1, d).expand(SLICES, 1, d), slices).reshape(*x.shape[:-1], e)
     return y if bias_E is None else y + bias_E
+
+
+FEW = 16  # rows of x for which integers pay; for more, making floats of the matrix costs less
+
+
+def linear_int8(x: Tensor, q_ED: Tensor) -> Tensor:
+    """x (..., D) · qᵀ of an int8 matrix -> (..., E) in x's dtype, by floats."""
+    rows = math.prod(x.shape[:-1])
+    if name() != "torch" or rows > FEW or x.device.type != "cpu" or _type(x) != "bfloat16":
+        return linear(x, after(x, cast(q_ED, "float32")) if is_compiled() else q_ED)
+    import torch
+
+    y = torch._weight_int8pack_mm(x.reshape(rows, -1), q_ED, x.new_ones(len(q_ED)))
+    return y.reshape(*x.shape[:-1], -1)
+
+
+def halves(q: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """(q - 8) · scale, float32, for the low and for the high four bits of bytes."""
+    if name() == "torch":
+        return tuple(half.float().sub_(8).mul_(scale) for half in (q & 15, q >> 4))  # type: ignore[return-value]
+    from keras import ops
+
+    low, high = ops.bitwise_and(q, 15), ops.right_shift(q, 4)
+    return (ops.cast(low, "float32") - 8) * scale, (ops.cast(high, "float32") - 8) * scale
+
+
+def after(x: Tensor, value: Tensor) -> Tensor:
+    """`value`, of floats, which a compiler cannot know before x.
+
+    XLA's CPU scheduler would else make floats of all weights before the first product, so that they are all there at
+    once; barriers it strips before it schedules (dev/LOG.md).
+    """
+    if not is_compiled():
+        return value
+    from keras import ops
+
+    return value * (1 + 0 * ops.cast(ops.reshape(x, (-1,))[0] > 0, value.dtype))
+
+
+def multiplies_integers(x: Tensor) -> bool:
+    """Whether a product of int8 matrices is exact here and faster than `linear_int8`: on CPUs, of JAX and PyTorch."""
+    if name() == "torch":
+        return x.device.type == "cpu" and _type(x) == "float32" and _is_exact_torch()
+    return name() == "jax" and on_cpu()
+
+
+@functools.cache
+def _is_exact_torch() -> bool:
+    """Older CPUs add two products in 16 bits, which overflow at the ends; and the function is not a public one."""
+    import torch
+
+    most = torch.full((3, 64), 127, dtype=torch.int8)
+    try:
+        return all(bool((torch._int_mm(sign * most, most.t()) == sign * 127 * 127 * 64).all()) for sign in (1, -1))
+    except (AttributeError, RuntimeError):
+        return False
+
+
+def integer_product(a_MD: Tensor, q_ED: Tensor) -> Tensor:
+    """a · qᵀ of int8, exact: int32 (M, E)."""
+    if name() == "torch":
+        import torch
+
+        return torch._int_mm(a_MD, q_ED.t())
+    import jax
+
+    a_MD = jax.lax.optimization_barrier(a_MD)  # as in `_matmul_jax`
+    return jax.lax.dot_general(a_MD, q_ED, (((1,), (1,)), ((), ())), preferred_element_type="int32")
+
+
+def with_gradient(x: Tensor, forward: Callable[[Tensor], Tensor], backward: Callable[[Tensor], Tensor]) -> Tensor:
+    """forward(x), whose gradient is backward(the result's gradient)."""
+    if name() == "torch":
+        import torch
+
+        if not torch.is_grad_enabled():
+            return forward(x)
+    from keras import ops
+
+    def both(x: Tensor) -> tuple[Tensor, Callable[..., Tensor]]:
+        def gradient(*given: Tensor, upstream: Tensor | None = None) -> Tensor:
+            return backward(given[0] if upstream is None else upstream)
+
+        return forward(x), gradient
+
+    return ops.custom_gradient(both)(x)
 
 
 def fused_attention(q_BKRH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, mask_B1RS: Tensor, scale: float) -> Tensor | None:

@@ -23,7 +23,8 @@ from . import backend
 from .attention import attend, rotate, rotation, visible
 from .backend import Tensor
 from .cache import Cache, slots_of, windows, write_positions
-from .layers import Embedding, Fetch, Linear, Norm, Part, Store
+from .layers import Embedding, Linear, Norm
+from .storage import Fetch, Part, Store
 
 ACTIVATIONS = {
     "silu": ops.silu,
@@ -142,12 +143,13 @@ class Block(Part):
 
 
 class Decoder(keras.Model):
-    """The network. `fetch(name)` gives each canonical tensor as float32, once; `dtype` is what they are held in."""
+    """The network. `fetch(name)` gives each canonical tensor, once; `dtype` is what they are held in, but for matrices
+    where `quantize` says "int8" or "int4"."""
 
-    def __init__(self, config: Config, fetch: Fetch, dtype: str = "float32"):
+    def __init__(self, config: Config, fetch: Fetch, dtype: str = "float32", quantize: str | None = None):
         super().__init__(dtype=dtype)
         self.config, self.weight_dtype = config, dtype
-        store = Store(config, fetch, dtype)
+        store = Store(config, fetch, dtype, quantize)
         self.token_embd = Embedding(store, config)
         self.blk = [Block(store, f"blk.{i}", config, attn) for i, attn in enumerate(config.layers)]
         self.output_norm = Norm(store, "output_norm", config.norm)

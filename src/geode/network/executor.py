@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from ..config import Config
-from ..quant import to_float32
 from ..tensors import Tensors
 from . import backend
 
@@ -21,10 +20,18 @@ BUCKETS = (1, 16, 64, 256)  # lengths of a chunk that are compiled; the last is 
 SMALLEST = 256  # tokens that a new cache holds at least
 
 
-def open(config: Config, tensors: Tensors, on: str, dtype: str = "auto", threads: int | None = None) -> Executor:
+def open(
+    config: Config,
+    tensors: Tensors,
+    on: str,
+    dtype: str = "auto",
+    threads: int | None = None,
+    quantize: str | None = None,
+) -> Executor:
     """A network on one framework. dtype "auto" is float32 on a CPU, bfloat16 on an accelerator.
 
-    Raises BackendError when this process already runs another framework.
+    `quantize` keeps matrices as integers, "int8" or "int4"; the rest stays `dtype`. Raises BackendError when this
+    process already runs another framework, TensorError where numbers cannot be kept so.
     """
     backend.select(on)
     if threads is not None:
@@ -33,7 +40,7 @@ def open(config: Config, tensors: Tensors, on: str, dtype: str = "auto", threads
         dtype = "float32" if backend.on_cpu() else "bfloat16"
     from .decoder import Decoder
 
-    return Executor(Decoder(config, lambda name: to_float32(tensors[name]), dtype))
+    return Executor(Decoder(config, tensors.__getitem__, dtype, quantize))
 
 
 @dataclass
