@@ -18,7 +18,7 @@ import pytest
 
 from geode import checkpoint, conversion, families, manifest, tensors
 from geode.cli.app import main as geode
-from geode.config import Config
+from geode.config import Attn, Bands, Config, Rope
 from geode.dialects import gguf as gguf_dialect
 from geode.dialects import hf as hf_dialect
 from geode.errors import CapacityError, ConversionError, FormatError, GeodeError, LossError, OptionError
@@ -145,8 +145,10 @@ def test_gemma_takes_its_terms_along(tmp_path: Path) -> None:
 
 def test_licence_files_come_along(source: Path, tmp_path: Path) -> None:
     (source / "LICENSE").write_text("do as you like")
+    (source / "NOTICE").write_text("made by Ada")
     convert(source, tmp_path / "out")
     assert (tmp_path / "out" / "LICENSE").read_text() == "do as you like"
+    assert (tmp_path / "out" / "NOTICE").read_text() == "made by Ada"
 
 
 # ------------------------------------------------------------------------------------------------------------ what is refused
@@ -195,6 +197,50 @@ def test_packing_twice_needs_permission(source: Path, tmp_path: Path) -> None:
     refused(LossError, "packed again | Q8_0 to Q4_0", tmp_path / "one.gguf", tmp_path / "two.gguf", quant="q4_0")
     result = convert(tmp_path / "one.gguf", tmp_path / "two.gguf", quant="q4_0", allow_loss=True)
     assert "packed again" in result.losses[0]
+
+
+def test_text_only_permits_nothing_else(source: Path, tmp_path: Path) -> None:
+    convert(source, tmp_path / "one.gguf", quant="q8_0")
+    how = {"quant": "q4_0", "text_only": True}
+    refused(LossError, "packed again", tmp_path / "one.gguf", tmp_path / "two.gguf", **how)
+
+
+def test_threads_are_everybodys(source: Path, tmp_path: Path) -> None:
+    report = convert(source, tmp_path / "out", threads=1).report
+    assert report is not None and report.equal
+
+
+def test_a_network_that_config_json_cannot_say(source: Path, tmp_path: Path) -> None:
+    """A GGUF file with rotary factors of no known rule is packed like any other, and refused as Hugging Face."""
+    convert(source, tmp_path / "plain.gguf")
+    file = gguf.read(tmp_path / "plain.gguf")
+    odd = {**file.tensors, "rope_freqs.weight": np.array([1, 3, 2, 5, 1, 7, 2, 1], np.float32)}
+    gguf.write(tmp_path / "odd.gguf", file.metadata, odd, file.types)
+    result = convert(tmp_path / "odd.gguf", tmp_path / "packed.gguf", quant="q8_0")
+    assert result.report is not None and result.report.ok
+    refused(OptionError, "cannot be written as hf | per-channel factors", tmp_path / "odd.gguf", tmp_path / "out")
+
+
+def test_llama_3_keeps_its_rotary_factors(tmp_path: Path) -> None:
+    rope = Rope(5e5, scaling=Bands(8.0, 1.0, 4.0, 64))
+    source = save(tmp_path / "source", config=CONFIG.replace(pattern=(Attn(None, rope),)))
+    for made, kind in (("one.gguf", None), ("two.gguf", "q8_0")):  # from a directory, and from a file
+        convert(source, tmp_path / made, quant=kind)
+        source = tmp_path / made
+        assert "rope_freqs.weight" in gguf.read(source).tensors
+        assert checkpoint.open(source).config.pattern[0].rope == rope
+
+
+def test_outliers_are_no_fault(tmp_path: Path) -> None:
+    """Rounding is at its worst where one number of a block is far larger than all others."""
+    source = save(tmp_path / "source")
+    stored = dict(safetensors.read(source))
+    name = "model.layers.0.mlp.up_proj.weight"
+    sharp = np.random.default_rng(1).standard_normal(stored[name].shape).astype(np.float32) * 0.05
+    sharp[:, ::32] = 1.0
+    safetensors.write(source / "model.safetensors", {**stored, name: sharp})
+    for kind in ("q8_0", "q5_0", "q4_0", "q4_1"):
+        assert convert(source, tmp_path / f"{kind}.gguf", quant=kind).report is not None
 
 
 def test_a_full_disk_leaves_nothing(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,7 +188,7 @@ def _format(path: Path, to: str | None) -> Format:
 def _check_options(chosen: Format, target: Target) -> None:
     plain = Target()
     for option in fields(Target):
-        given = getattr(target, option.name) != getattr(plain, option.name)
+        given = option.name in _SPELT and getattr(target, option.name) != getattr(plain, option.name)
         if given and option.name not in chosen.options:
             takers = ", ".join(one.name for one in formats.every() if option.name in one.options)
             raise OptionError(f"{chosen.name} has no use for {_SPELT[option.name]}; {takers or 'no format'} has.")
@@ -201,7 +201,7 @@ def _check_options(chosen: Format, target: Target) -> None:
 
 
 _SPELT = {"dtype": "--dtype", "quant": "--quant", "imatrix": "--imatrix", "max_shard_bytes": "--max-shard-size"}
-_SPELT |= {"parallel": "--tensor-parallel", "scanned": "--unscanned", "threads": "--threads"}
+_SPELT |= {"parallel": "--tensor-parallel", "scanned": "--unscanned"}
 
 
 def _dtype(name: str | None) -> str | None:
@@ -228,7 +228,7 @@ def _losses(checkpoint: Checkpoint, chosen: Format, target: Target, text_only: b
         raise OptionError(
             f"This {checkpoint.family.name} model cannot be written as {chosen.name}: {reason.rstrip('.')}."
         )
-    return [] if text_only else checkpoint.left_out() + chosen.losses(checkpoint, target)
+    return ([] if text_only else checkpoint.left_out()) + chosen.losses(checkpoint, target)
 
 
 # The work
@@ -245,7 +245,7 @@ def _fill(checkpoint: Checkpoint, folder: Path, name: str, chosen: Format, targe
         if not (folder / file.name).exists():
             shutil.copyfile(file, folder / file.name)
     licence = licence_of(checkpoint)
-    if licence is not None:
+    if licence is not None and not (folder / "NOTICE").exists():
         (folder / "NOTICE").write_text(f"{licence.notice}\n{licence.url}\n", encoding="utf-8")
     return folder
 
@@ -312,4 +312,6 @@ def _about(checkpoint: Checkpoint, chosen: Format, target: Target, losses: list[
     values["options"] = {name: value.name if isinstance(value, Path) else value for name, value in given.items()}
     values |= {"losses": losses} if losses else {}
     values |= {"licence": {"name": licence.name, "url": licence.url, "notice": licence.notice}} if licence else {}
-    return values | {"config": checkpoint.family.config_to_hf(checkpoint.config)}
+    if checkpoint.family.spells(checkpoint.config):
+        values["config"] = checkpoint.family.config_to_hf(checkpoint.config)
+    return values

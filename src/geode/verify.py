@@ -20,18 +20,10 @@ from .formats.base import common_type
 from .quant import QTensor, pieces
 from .tensors import Array, shapes
 
-TOLERANCE = {
-    "F64": 1e-6,
-    "F32": 1e-6,
-    "F16": 1e-3,
-    "BF16": 4e-3,
-    "Q8_0": 0.01,
-    "Q6_K": 0.03,
-    "Q5_K": 0.06,
-    "Q5_1": 0.06,
-}
-TOLERANCE |= {"Q5_0": 0.06, "Q4_K": 0.12, "Q4_1": 0.12, "Q4_0": 0.12, "Q3_K": 0.24, "Q2_K": 0.45}
-"""The relative error that rounding to a type may make: root mean square of the difference over that of the numbers."""
+TOLERANCE = {"F64": 1e-6, "F32": 1e-6, "F16": 4e-3, "BF16": 4e-3, "Q8_0": 0.03, "Q6_K": 0.08, "Q5_K": 0.2}
+TOLERANCE |= {"Q5_1": 0.2, "Q5_0": 0.2, "Q4_K": 0.4, "Q4_1": 0.4, "Q4_0": 0.4, "Q3_K": 0.5, "Q2_K": 0.8}
+"""The error that rounding to a type may make: root mean square of the difference over that of the numbers. Twice what a
+block with one outlier comes to; rows out of order, or exchanged tensors, come to 1.4."""
 
 PROMPTS = (
     "The capital of France is",

@@ -141,7 +141,7 @@ class Format:
               that a file is the artefact. None: the format is read only
     refuses   why this network cannot be written so, in one sentence that starts with a capital; None when it can
     losses    what would be lost, one sentence each: a template, a bias, precision that nobody asked to give up
-    options   the fields of `Target` that mean something here
+    options   the fields of `Target` that mean something here, beside `threads`
     """
 
     name: str

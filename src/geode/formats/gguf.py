@@ -107,11 +107,10 @@ def write(checkpoint: Checkpoint, folder: Path, name: str, target: Target) -> No
 
     metadata, types = keys(checkpoint, target)
     config, family = checkpoint.config, checkpoint.family
-    freqs = metadata.pop("rope_freqs", None)
     stored = dialect.write(typed(checkpoint, target), config, family)
-    if freqs is not None:
-        array = np.asarray(freqs, np.float32)
-        stored = Tensors({"rope_freqs.weight": entry_of(array)} | stored.entries)
+    freqs = family.config_to_gguf(config).get("rope_freqs")
+    if freqs is not None:  # a tensor of the file, and no weight of the network
+        stored = Tensors({"rope_freqs.weight": entry_of(np.asarray(freqs, np.float32))} | stored.entries)
     if target.max_shard_bytes is None or stored.nbytes <= target.max_shard_bytes:
         gguf.write(folder / name, metadata, stored, types)
     else:
@@ -130,7 +129,9 @@ def keys(checkpoint: Checkpoint, target: Target) -> tuple[dict[str, Any], dict[s
     made: dict[str, Any] = {"general.architecture": checkpoint.family.gguf_arch, "general.type": "model"}
     made |= {"general.name": checkpoint.path.stem, "general.quantization_version": 2}
     made |= {"general.file_type": FILE_TYPES[kind]} if kind in FILE_TYPES else {}
-    made |= checkpoint.family.config_to_gguf(checkpoint.config)
+    made |= {"general.license": "gemma"} if checkpoint.family.gemma_terms else {}
+    network = checkpoint.family.config_to_gguf(checkpoint.config)
+    made |= {key: value for key, value in network.items() if key != "rope_freqs"}
     made |= {f"{checkpoint.family.gguf_arch}.vocab_size": checkpoint.config.vocab}
     if checkpoint.vocabulary is None:
         return made | {"tokenizer.ggml.model": "no_vocab"}, {}
@@ -166,6 +167,6 @@ FORMAT = Format(
     write=write,
     refuses=refuses,
     losses=losses,
-    options=frozenset({"dtype", "quant", "imatrix", "max_shard_bytes", "threads"}),
+    options=frozenset({"dtype", "quant", "imatrix", "max_shard_bytes"}),
     suffix=".gguf",
 )
