@@ -180,6 +180,13 @@ def test_what_is_there_stays(source: Path, tmp_path: Path) -> None:
     assert checkpoint.open(tmp_path / "out").stored.entries["lm_head.weight"].type == "BF16"
 
 
+def test_force_replaces_like_by_like(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("dear")
+    refused(OptionError, "is a file", source, tmp_path / "file", force=True)
+    convert(source, tmp_path / "m[1].gguf", max_shard_size="100KB")
+    refused(OptionError, "m[1]-00001-of-", source, tmp_path / "m[1].gguf")
+
+
 def test_a_vision_tower_is_not_dropped_silently(tmp_path: Path) -> None:
     gemma3 = families.by_name("gemma3")
     config = CONFIG.replace(**gemma3.constants, tied=True, query_scalar=16.0)

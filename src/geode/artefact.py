@@ -6,6 +6,7 @@ What is made is not known here. Nothing is left behind by work that fails, is in
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -24,10 +25,14 @@ def check(path: Path, source: Path, single: bool, force: bool) -> None:
     source, there = source.resolve(), path.resolve()
     if there == source or there in source.parents:
         raise OptionError(f"{path} is the source itself, or holds it. Choose another place.")
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    parts = list(path.parent.glob(f"{glob.escape(path.stem)}-?????-of-?????{glob.escape(path.suffix)}")) * single
+    if not (path.exists() or parts) or (path.is_dir() and not any(path.iterdir())):
         return
     if not force:
-        raise OptionError(f"{path} is there already. Choose another name, or replace it with --force.")
+        taken = path if path.exists() else parts[0]
+        raise OptionError(f"{taken} is there already. Choose another name, or replace it with --force.")
+    if path.is_file() and not single:
+        raise OptionError(f"{path} is a file, and a directory is to be written there. Choose another name.")
     if path.is_dir() and (single or formats.claiming(path) is None):
         raise OptionError(f"{path} is a directory that holds no checkpoint, so it is not replaced. Remove it yourself.")
 
@@ -35,7 +40,7 @@ def check(path: Path, source: Path, single: bool, force: bool) -> None:
 @contextlib.contextmanager
 def workshop(path: Path) -> Iterator[Path]:
     """An empty folder beside `path`, gone when the block ends. Those that killed processes left are removed."""
-    for old in path.parent.glob(f".{path.name}.*.part"):
+    for old in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         pid = old.name.removesuffix(".part").rsplit(".", 1)[1]
         if not (pid.isdigit() and alive(int(pid))):
             shutil.rmtree(old, ignore_errors=True)

@@ -7,6 +7,7 @@ that fails or is interrupted.
 from __future__ import annotations
 
 import copy
+import glob
 import re
 import shutil
 from collections.abc import Mapping
@@ -253,7 +254,7 @@ def _fill(checkpoint: Checkpoint, folder: Path, name: str, chosen: Format, targe
 def _first_part(path: Path) -> Path:
     if path.exists():
         return path
-    return sorted(path.parent.glob(f"{path.stem}-00001-of-*{path.suffix}"))[0]
+    return sorted(path.parent.glob(f"{glob.escape(path.stem)}-00001-of-*{path.suffix}"))[0]
 
 
 def _counted(checkpoint: Checkpoint, progress: Progress) -> Checkpoint:

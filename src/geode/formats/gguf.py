@@ -6,6 +6,7 @@ of `quant` and of the extension.
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -53,7 +54,7 @@ class Gguf(Checkpoint):
         if "-00001-of-" not in self.path.name:
             return [self.path]
         stem, count = self.path.name.split("-00001-of-")
-        return sorted(self.path.parent.glob(f"{stem}-?????-of-{count}"))
+        return sorted(self.path.parent.glob(f"{glob.escape(stem)}-?????-of-{glob.escape(count)}"))
 
 
 def claims(path: Path) -> bool:
