@@ -25,7 +25,7 @@ def check(path: Path, source: Path, single: bool, force: bool) -> None:
     source, there = source.resolve(), path.resolve()
     if there == source or there in source.parents:
         raise OptionError(f"{path} is the source itself, or holds it. Choose another place.")
-    parts = list(path.parent.glob(f"{glob.escape(path.stem)}-?????-of-?????{glob.escape(path.suffix)}")) * single
+    parts = sorted(path.parent.glob(f"{glob.escape(path.stem)}-?????-of-?????{glob.escape(path.suffix)}")) * single
     if not (path.exists() or parts) or (path.is_dir() and not any(path.iterdir())):
         return
     if not force:
