@@ -197,11 +197,11 @@ def standardise(x: Tensor, eps: float, centred: bool) -> Tensor:
 def linear(x: Tensor, weight_ED: Tensor, bias_E: Tensor | None = None) -> Tensor:
     """x (..., D) · weightᵀ + bias -> (..., E) in x's dtype, whatever the weight's."""
     if name() == "torch":
-        return _linear_torch(x, weight_ED.to(x.dtype), bias_E)
+        return _linear_torch(x, weight_ED.to(x.dtype), None if bias_E is None else bias_E.to(x.dtype))
     from keras import ops
 
     y = _matmul_jax(x, weight_ED) if name() == "jax" else ops.matmul(x, ops.transpose(ops.cast(weight_ED, x.dtype)))
-    return y if bias_E is None else ops.add(y, bias_E)
+    return y if bias_E is None else ops.add(y, ops.cast(bias_E, x.dtype))
 
 
 def _matmul_jax(x: Tensor, weight_ED: Tensor) -> Tensor:
@@ -375,3 +375,270 @@ def _write_torch(kept_BKSH: Tensor, new_BKTH: Tensor, slots_BT: Tensor) -> Tenso
         for kept, new, slots in zip(kept_BKSH, new_BKTH, slots_BT, strict=True):
             kept.index_copy_(1, slots, new)
     return kept_BKSH
+
+
+# Training
+
+
+def with_gradients(inputs: Sequence[Tensor], forward: Callable[..., tuple[Tensor, Callable[..., Any]]]) -> Tensor:
+    """forward(*inputs) -> (y, gradient): y, whose gradients for the inputs are the tuple gradient(y's)."""
+    if not records_gradients():
+        return forward(*inputs)[0]
+    from keras import ops
+
+    def both(*inputs: Tensor) -> tuple[Tensor, Callable[..., Any]]:
+        y, gradient = forward(*inputs)
+
+        def back(*given: Tensor, upstream: Tensor | None = None) -> Any:
+            found = gradient(given[0] if upstream is None else upstream)
+            return found if len(found) > 1 else found[0]
+
+        return y, back
+
+    return ops.custom_gradient(both)(*inputs)
+
+
+def read(variable: Any) -> Tensor:
+    """A variable's value as a plain tensor: TensorFlow's custom gradients take no variables."""
+    if name() != "tensorflow":
+        return variable.value
+    import tensorflow as tf
+
+    return tf.convert_to_tensor(variable.value)
+
+
+def records_gradients() -> bool:
+    """Whether what is computed now may be differentiated; compilers drop what nobody asks for."""
+    if name() != "torch":
+        return True
+    import torch
+
+    return bool(torch.is_grad_enabled())
+
+
+def loop(count: int, step: Callable[[Any, Any], Any], carry: Any) -> Any:
+    """`carry` after step(i, carry) for i from 0; one compiled body where the framework compiles."""
+    from keras import ops
+
+    return ops.fori_loop(0, count, step, carry) if count else carry
+
+
+def rows(value_ED: Tensor, start: Any, size: int) -> Tensor:
+    """`size` rows from `start` on, which a loop may count."""
+    if name() == "torch":
+        return value_ED[start : start + size]
+    from keras import ops
+
+    return ops.slice(value_ED, (start, 0)[: len(value_ED.shape)], (size, *value_ED.shape[1:]))
+
+
+def put_rows(into_ED: Tensor, start: Any, rows: Tensor) -> Tensor:
+    """`into` with these rows from `start` on; in place where the framework works in place."""
+    if name() == "torch":
+        into_ED[start : start + len(rows)] = rows
+        return into_ED
+    from keras import ops
+
+    return ops.slice_update(into_ED, (start, 0), rows)
+
+
+def scores(x_MD: Tensor, weight_ED: Tensor) -> Tensor:
+    """x · weightᵀ as float32 (M, E)."""
+    if name() == "jax":
+        import jax
+
+        return jax.lax.dot_general(x_MD, weight_ED, (((1,), (1,)), ((), ())), preferred_element_type="float32")
+    return cast(linear(x_MD, weight_ED), "float32")
+
+
+def add_product(y: Tensor, x: Tensor, weight_ED: Tensor) -> Tensor:
+    """y (..., E) + x (..., R) · weightᵀ in y's dtype; in place where the framework works in place."""
+    if name() != "torch":
+        return y + linear(x, cast(weight_ED, x.dtype))
+    flat = y.reshape(-1, y.shape[-1])
+    return flat.addmm_(x.reshape(-1, x.shape[-1]), weight_ED.to(x.dtype).t()).view(y.shape)
+
+
+def differentiate(function: Callable[[Any], tuple[Tensor, Any]], trained: Sequence[Any], frozen: Sequence[Any]) -> Any:
+    """`run(arrays, total) -> (metrics, total)`: function(arrays) is a loss and metrics; the loss's gradients for the
+    trained variables are added to `total`, None at first, which is given away."""
+    kinds = {"jax": _differentiate_jax, "torch": _differentiate_torch, "tensorflow": _differentiate_tensorflow}
+    return kinds[name()](function, trained, frozen)
+
+
+def _differentiate_jax(function: Any, trained: Sequence[Any], frozen: Sequence[Any]) -> Any:
+    import jax
+    import keras
+
+    def pure(values: list[Tensor], others: list[Tensor], arrays: Any) -> Any:
+        pairs = zip([*trained, *frozen], [*values, *others], strict=True)
+        with keras.StatelessScope(state_mapping=list(pairs)):
+            return function(arrays)
+
+    def added(values: list[Tensor], others: list[Tensor], total: list[Tensor] | None, arrays: Any) -> Any:
+        (_, metrics), found = jax.value_and_grad(pure, has_aux=True)(values, others, arrays)
+        return metrics, found if total is None else [a + b for a, b in zip(total, found, strict=True)]
+
+    jitted = jax.jit(added, donate_argnums=2)
+    return lambda arrays, total: jitted([v.value for v in trained], [v.value for v in frozen], total, dict(arrays))
+
+
+def _differentiate_torch(function: Any, trained: Sequence[Any], frozen: Sequence[Any]) -> Any:
+    """PyTorch adds to `grad` itself; those are the total."""
+    from keras import ops
+
+    def run(arrays: Any, total: Any) -> Any:
+        if total is None:
+            for variable in trained:
+                variable.value.grad = None
+        loss, metrics = function({key: ops.convert_to_tensor(array) for key, array in arrays.items()})
+        loss.backward()
+        return {key: value.detach() for key, value in metrics.items()}, [v.value.grad for v in trained]
+
+    return run
+
+
+def _differentiate_tensorflow(function: Any, trained: Sequence[Any], frozen: Sequence[Any]) -> Any:
+    import tensorflow as tf
+
+    @tf.function(autograph=False, jit_compile=True)
+    def found(arrays: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss, metrics = function(arrays)
+        gradients = tape.gradient(loss, [variable.value for variable in trained])
+        return metrics, [tf.convert_to_tensor(gradient) for gradient in gradients]
+
+    add = tf.function(lambda a, b: [x + y for x, y in zip(a, b, strict=True)], autograph=False)
+
+    def run(arrays: Any, total: Any) -> Any:
+        metrics, gradients = found({key: tf.convert_to_tensor(array) for key, array in arrays.items()})
+        return metrics, gradients if total is None else add(total, gradients)
+
+    return run
+
+
+def application(apply: Callable[..., Tensor], trained: Sequence[Any], state: Sequence[Any]) -> Any:
+    """`run(gradients, lr) -> y`: apply(gradients, lr), which assigns to these variables; the gradients are given away."""
+    if name() == "jax":
+        return _application_jax(apply, [*trained, *state])
+    if name() == "torch":
+        import torch
+
+        return lambda gradients, lr: torch.no_grad()(apply)(gradients, torch.tensor(lr))
+    import tensorflow as tf
+
+    compiled = tf.function(apply, autograph=False)
+    return lambda gradients, lr: compiled(gradients, tf.constant(lr))
+
+
+def _application_jax(apply: Callable[..., Tensor], variables: Sequence[Any]) -> Any:
+    import jax
+    import keras
+
+    def pure(values: list[Tensor], gradients: list[Tensor], lr: Tensor) -> Any:
+        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))) as scope:
+            y = apply(gradients, lr)
+        return y, [scope.get_current_value(variable) for variable in variables]
+
+    jitted = jax.jit(pure, donate_argnums=(0, 1))
+
+    def run(gradients: list[Tensor], lr: Any) -> Tensor:
+        y, values = jitted([variable.value for variable in variables], gradients, lr)
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+        return y
+
+    return run
+
+
+def measurement(function: Callable[[Any], Any], variables: Sequence[Any]) -> Any:
+    """`run(arrays) -> function(arrays)`, without gradients."""
+    compiled = compile(lambda nothing, *values: function(dict(zip(keys, values, strict=True))), variables)
+    keys: list[str] = []
+
+    def run(arrays: Any) -> Any:
+        keys[:] = list(arrays)
+        return compiled((), *arrays.values())
+
+    return run
+
+
+def norm(tensors: Sequence[Tensor]) -> Tensor:
+    """The length of all tensors as one vector."""
+    from keras import ops
+
+    if name() == "torch":
+        import torch
+
+        # Row by row: over all of a large tensor PyTorch's float32 sum is off by a thousandth.
+        rows = [torch.linalg.vector_norm(x, dim=-1).reshape(-1) for x in tensors]
+        return torch.linalg.vector_norm(torch.cat(rows))
+    return ops.sqrt(sum(ops.sum(ops.square(x)) for x in tensors))
+
+
+SLICE = 1 << 16  # numbers that an optimizer changes at a time: a dozen temporaries of that size stay in the cache
+
+
+def update(
+    function: Callable[..., Sequence[Tensor]],
+    variables: Sequence[Any],
+    tensors: Sequence[Tensor],
+    rows: int | None,
+    allowed: Tensor,
+) -> None:
+    """Assigns to the variables function(*their values, *tensors), which gives one new value for each.
+
+    With `rows` it is given all as matrices of so many rows, each of which it changes by itself; where nothing is
+    compiled it gets some rows at a time. Compiled, nothing changes where `allowed` is false; else it is not asked.
+    """
+    from keras import ops
+
+    if name() == "torch":
+        return _update_torch(function, variables, tensors, rows)
+    old = [variable.value for variable in variables]
+    given = [x if rows is None else ops.reshape(x, (rows, -1)) for x in (*old, *tensors)]
+    for variable, before, new in zip(variables, old, function(*given), strict=True):
+        variable.assign(ops.where(allowed, ops.reshape(new, variable.shape), before))
+
+
+def _update_torch(function: Any, variables: Sequence[Any], tensors: Sequence[Tensor], rows: int | None) -> None:
+    import torch
+
+    with torch.no_grad():
+        values = [variable.value for variable in variables]
+        if rows is not None:
+            values, tensors = [x.view(rows, -1) for x in values], [x.reshape(rows, -1) for x in tensors]
+        size = max(1, SLICE * (rows or 1) // max(1, values[0].numel()))
+        for start in range(0, rows or 1, size):
+            parts = [x if rows is None else x[start : start + size] for x in (*values, *tensors)]
+            for part, new in zip(parts, function(*parts)):  # noqa: B905 (tensors come after the values)
+                part.copy_(new)
+
+
+def adamw(
+    variables: Sequence[Any],
+    gradients: Sequence[Tensor],
+    m: Sequence[Any],
+    v: Sequence[Any],
+    step: Tensor,
+    lr: Tensor,
+    factor: Tensor,
+    betas: tuple[float, float],
+    epsilon: float,
+    decays: Sequence[float],
+) -> bool:
+    """AdamW's step by the framework's own kernel, in place, gradients times `factor`; False where it has none."""
+    if name() != "torch":
+        return False
+    import torch
+
+    options = {"lr": float(lr), "beta1": betas[0], "beta2": betas[1], "eps": epsilon, "grad_scale": 1 / factor}
+    with torch.no_grad():
+        for decay in set(decays):
+            mine = [i for i, own in enumerate(decays) if own == decay]
+            lists = [[every[i].value for i in mine] for every in (variables, m, v)]
+            torch._fused_adamw_(
+                lists[0], [gradients[i].contiguous() for i in mine], *lists[1:], [], [step] * len(mine),
+                weight_decay=decay, amsgrad=False, maximize=False, **options,
+            )  # fmt: skip
+    return True

@@ -24,6 +24,7 @@ from .attention import attend, rotate, rotation, visible
 from .backend import Tensor
 from .cache import Cache, slots_of, windows, write_positions
 from .layers import Embedding, Linear, Norm
+from .loss import logprobs
 from .storage import Fetch, Part, Store
 
 ACTIVATIONS = {
@@ -144,13 +145,22 @@ class Block(Part):
 
 class Decoder(keras.Model):
     """The network. `fetch(name)` gives each canonical tensor, once; `dtype` is what they are held in, but for matrices
-    where `quantize` says "int8" or "int4"."""
+    where `quantize` says "int8" or "int4". `compute` is what activations are, if not `dtype`; `remat` keeps only what
+    goes between blocks for the gradients, and computes the rest again."""
 
-    def __init__(self, config: Config, fetch: Fetch, dtype: str = "float32", quantize: str | None = None):
+    def __init__(
+        self,
+        config: Config,
+        fetch: Fetch,
+        dtype: str = "float32",
+        quantize: str | None = None,
+        compute: str | None = None,
+        remat: bool = False,
+    ):
         super().__init__(dtype=dtype)
-        self.config, self.weight_dtype = config, dtype
-        store = Store(config, fetch, dtype, quantize)
-        self.token_embd = Embedding(store, config)
+        self.config, self.weight_dtype, self.remat = config, dtype, remat
+        self.store = store = Store(config, fetch, dtype, quantize)
+        self.token_embd = Embedding(store, config, compute or dtype)
         self.blk = [Block(store, f"blk.{i}", config, attn) for i, attn in enumerate(config.layers)]
         self.output_norm = Norm(store, "output_norm", config.norm)
         self.unembed = None if config.tied else Linear(store, "output")
@@ -186,6 +196,9 @@ class Decoder(keras.Model):
         x = self.token_embd(tokens_BT)
         kept: list[Any] = []
         for i, block in enumerate(self.blk):
+            if self.remat and cache is None:
+                x = keras.remat(lambda x, block=block: block(x, view, None)[0])(x)
+                continue
             x, both = block(x, view, None if cache is None else (cache.keys[i], cache.values[i]))
             kept.append(both)
         if cache is not None:
@@ -198,3 +211,9 @@ class Decoder(keras.Model):
         logits = ops.cast(logits, "float32")
         cap = self.config.final_softcap
         return logits if cap is None else ops.tanh(logits / cap) * cap
+
+    def logprobs(self, h_MD: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of targets (M,) or (M, K) after hidden states, and log Σ exp (M,); float32. Logits are
+        never there as a whole."""
+        head = self.unembed or self.token_embd
+        return logprobs(head.weight, h_MD, targets, self.config.final_softcap)

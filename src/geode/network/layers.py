@@ -19,7 +19,7 @@ class Linear(Part):
 
     def __init__(self, store: Store, name: str):
         super().__init__()
-        self.weight = store.matrix(f"{name}.weight")
+        self.weight = store.matrix(f"{name}.weight", self)
         self.bias = self.weight_from(store, f"{name}.bias")
 
     def call(self, x: Tensor) -> Tensor:
@@ -48,13 +48,14 @@ class Norm(Part):
 class Embedding(Part):
     """Token ids (B, T) -> rows (B, T, D), scaled where the network asks for it; `head` is the way back when tied."""
 
-    def __init__(self, store: Store, config: Config):
+    def __init__(self, store: Store, config: Config, compute: str):
         super().__init__()
-        self.weight = store.matrix("token_embd.weight")
+        self.compute = compute
+        self.weight = store.matrix("token_embd.weight", self)
         self.scale = float(config.width) ** 0.5 if config.scale_embedding else None
 
     def call(self, tokens_BT: Tensor) -> Tensor:
-        x_BTD = self.weight.rows(tokens_BT)
+        x_BTD = backend.cast(self.weight.rows(tokens_BT), self.compute)
         if self.scale is None:
             return x_BTD
         # The factor is rounded to the activation's dtype first: 55.43 is 55.5 in bfloat16. unsloth.ai/blog/gemma-bugs

@@ -7,7 +7,8 @@ Shape letters: D columns, E rows of a matrix; G groups of 32 columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import keras
@@ -32,9 +33,12 @@ class Store:
         self.fetch = fetch
         self.dtype = dtype
         self.kinds = {} if quantize is None else plan(config, quantize)
+        self.variables: dict[str, Any] = {}  # canonical name -> the variable that holds its floats
+        self.holders: dict[str, Part] = {}  # canonical name of a matrix -> the part whose `weight` it is
 
-    def matrix(self, name: str) -> Floats | Int8 | Int4:
-        """The matrix of a canonical name, kept as it should be."""
+    def matrix(self, name: str, holder: Part) -> Floats | Int8 | Int4:
+        """The matrix of a canonical name, kept as it should be, for `holder.weight`."""
+        self.holders[name] = holder
         return {"int8": Int8, "int4": Int4}.get(self.kinds.get(name, ""), Floats)(self, name)
 
 
@@ -55,7 +59,8 @@ class Part(keras.layers.Layer):
         """The variable of a canonical name; None when the schema has no such tensor."""
         if name not in store.shapes:
             return None
-        return self.variable(name, to_float32(store.fetch(name)), dtype or store.dtype)
+        store.variables[name] = self.variable(name, to_float32(store.fetch(name)), dtype or store.dtype)
+        return store.variables[name]
 
     def variable(self, name: str, array: np.ndarray, dtype: str, trainable: bool = True) -> Any:
         """A variable with these numbers."""
@@ -83,6 +88,23 @@ class Floats(Part):
         """The rows of these numbers (...) -> (..., D)."""
         return ops.take(self.weight.value, indices, axis=0)
 
+    def factors(self, x: Tensor) -> list[tuple[Tensor, Matrix]]:
+        """Pairs whose products add up to `product(x)`."""
+        return [(x, self)]
+
+    @property
+    def arrays(self) -> tuple[Tensor, ...]:
+        """What `cut` cuts from."""
+        return (backend.read(self.weight),)
+
+    def cut(self, arrays: Sequence[Tensor], start: Any, size: int) -> Tensor:
+        """`size` rows as floats (size, D)."""
+        return backend.rows(arrays[0], start, size)
+
+    def squares(self) -> Tensor:
+        """The sum of squares of each row: float32 (E,)."""
+        return ops.sum(ops.square(backend.cast(self.weight.value, "float32")), axis=-1)
+
 
 class Integers(Part):
     """A matrix as integers `q` and their scales, neither of them trained. Gradients flow through x, and of the floats
@@ -96,9 +118,24 @@ class Integers(Part):
 
     def product(self, x: Tensor, bias_E: Tensor | None = None) -> Tensor:
         """x (..., D) -> x · weightᵀ + bias (..., E)."""
-        q, scale = self.q.value, backend.cast(self.scale.value, "float32")
-        y = backend.with_gradient(x, lambda x: self.forward(x, q, scale), lambda dy: self.backward(dy, q, scale))
+        q, scale = self.q.value, self.scale.value  # widened inside: what a closure makes outside leaks from JAX's remat
+        wide = partial(backend.cast, scale, "float32")
+        y = backend.with_gradient(x, lambda x: self.forward(x, q, wide()), lambda dy: self.backward(dy, q, wide()))
         return y if bias_E is None else y + bias_E
+
+    def factors(self, x: Tensor) -> list[tuple[Tensor, Matrix]]:
+        """Pairs whose products add up to `product(x)`."""
+        return [(x, self)]
+
+    @property
+    def arrays(self) -> tuple[Tensor, ...]:
+        """What `cut` cuts from."""
+        return backend.read(self.q), backend.read(self.scale)
+
+    def squares(self) -> Tensor:
+        """The sum of squares of each row: float32 (E,)."""
+        cuts = (self.cut(self.arrays, start, size) for start, size in pieces(self.q.shape[0]))
+        return ops.concatenate([ops.sum(ops.square(backend.cast(cut, "float32")), axis=-1) for cut in cuts])
 
 
 class Int8(Integers):
@@ -120,6 +157,11 @@ class Int8(Integers):
     def rows(self, indices: Tensor) -> Tensor:
         """The rows of these numbers (...) -> (..., D)."""
         q, scale = (ops.take(kept.value, indices, axis=0) for kept in (self.q, self.scale))
+        return backend.cast(backend.cast(q, "float32") * scale[..., None], self.kind)
+
+    def cut(self, arrays: Sequence[Tensor], start: Any, size: int) -> Tensor:
+        """`size` rows as floats (size, D)."""
+        q, scale = (backend.rows(kept, start, size) for kept in arrays)
         return backend.cast(backend.cast(q, "float32") * scale[..., None], self.kind)
 
 
@@ -145,6 +187,22 @@ class Int4(Integers):
         halves = [backend.linear(dy, ops.transpose(half_ED)) for half_ED in _halves(q, backend.after(dy, scale_EG))]
         dx = ops.stack([ops.reshape(half, (*lead, groups, GROUP // 2)) for half in halves], axis=-2)
         return ops.reshape(dx, (*lead, groups * GROUP))[..., : self.columns]
+
+    def cut(self, arrays: Sequence[Tensor], start: Any, size: int) -> Tensor:
+        """`size` rows as floats (size, D)."""
+        q, scale_EG = (backend.rows(kept, start, size) for kept in arrays)
+        low, high = _halves(q, backend.cast(scale_EG, "float32"))
+        groups = [ops.reshape(half, (*scale_EG.shape, GROUP // 2)) for half in (low, high)]
+        whole = ops.reshape(ops.concatenate(groups, axis=-1), (size, -1))
+        return backend.cast(whole[:, : self.columns], self.kind)
+
+
+Matrix = Floats | Int8 | Int4
+
+
+def pieces(count: int, most: int = 4096) -> list[tuple[int, int]]:
+    """Start and size of consecutive pieces of `count` rows."""
+    return [(start, min(most, count - start)) for start in range(0, count, most)]
 
 
 def _halves(q: Tensor, scale_EG: Tensor) -> tuple[Tensor, Tensor]:
