@@ -147,7 +147,7 @@ def test_run_streams_text_to_stdout_and_speed_to_stderr(fake, capsys):
     told = capsys.readouterr()
     assert told.out == "Grüße.\n"
     assert "prompt 22 tokens" in told.err and "answer 9 tokens" in told.err and "loaded in" in told.err
-    plain = {"dtype": "auto", "threads": None, "kv_type": None, "quantize": None, "check": False}
+    plain = {"dtype": "auto", "adapter": None, "threads": None, "kv_type": None, "quantize": None, "check": False}
     assert opened == [("stone", {"on": "jax"} | plain)]
     assert main(["run", "stone", "--threads", "2", "--kv-type", "q8_0", "--quantize", "q4_0", "x"]) == 0
     given = {"on": "auto", "threads": 2, "kv_type": "q8_0", "quantize": "q4_0"}

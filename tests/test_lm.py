@@ -420,7 +420,7 @@ def house(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         calls.update(on="native", native=options)
         return executor
 
-    stand_in(monkeypatch, "geode.checkpoint", open=lambda path: calls.update(path=path) or found)
+    stand_in(monkeypatch, "geode.checkpoint", open=lambda path, *_, **__: calls.update(path=path) or found)
     stand_in(monkeypatch, "geode.io.hub", resolve=lambda name: Path("/models") / name)
     stand_in(monkeypatch, "geode.network.executor", open=open_executor)
     stand_in(monkeypatch, "geode.native.executor", open=open_native)
@@ -428,7 +428,7 @@ def house(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     stand_in(monkeypatch, "geode.chat", Template=lambda *parts, check=True: (*parts, check), builtin=str.upper)
     monkeypatch.setattr(lms, "_installed", lambda package: package not in calls.get("absent", ()))
     monkeypatch.setattr(lms, "_active", lambda: calls.get("active"))
-    monkeypatch.setattr(lms, "_accelerated", lambda: calls.get("accelerated", False))
+    monkeypatch.setattr(lms, "accelerated", lambda: calls.get("accelerated", False))
     return SimpleNamespace(found=found, calls=calls)
 
 
@@ -485,9 +485,9 @@ def test_auto_takes_the_active_backend_else_native_else_a_framework(house: Simpl
 
 def test_accelerators_are_files_of_the_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(lms, "ACCELERATORS", (str(tmp_path / "device"),))
-    assert not lms._accelerated()
+    assert not lms.accelerated()
     (tmp_path / "device").touch()
-    assert lms._accelerated()
+    assert lms.accelerated()
 
 
 def test_backends_that_are_not_there(house: SimpleNamespace) -> None:

@@ -652,7 +652,7 @@ def test_an_engine_that_was_not_built_says_how(monkeypatch: pytest.MonkeyPatch, 
 
 def test_auto_is_native_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(geode.lm, "_active", lambda: None)
-    monkeypatch.setattr(geode.lm, "_accelerated", lambda: False)
+    monkeypatch.setattr(geode.lm, "accelerated", lambda: False)
     assert isinstance(geode.load(write_hf(tmp_path)).executor, native.Executor)
 
 

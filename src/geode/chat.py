@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from .errors import ChatError
 from .tokenizer import Tokenizer
-from .tokenizer.base import Matcher
+from .tokenizer.base import Matcher, common
 from .tool_calls import parse_tool_calls
 
 if TYPE_CHECKING:
@@ -90,24 +90,35 @@ class Template:
         return self._ids(text, marks)
 
     def training(
-        self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None, **extra: Any
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        answers: Collection[int] | None = None,
+        **extra: Any,
     ) -> tuple[list[int], list[int]]:
         """The ids, and for each 1 where the assistant wrote it, its end token included, else 0.
 
         What the assistant wrote is what the template's {% generation %} blocks hold; without them, what follows the
-        prompt that each answer would have been given.
+        prompt that each answer would have been given. `answers`: the places of the assistant's messages that count;
+        None is all of them.
         """
         talk, marks, variables = self._prepared(messages, tools, extra)
         text, spans = _spans(self._text(talk, marks, False, variables), marks)
-        answers = [i for i, message in enumerate(talk) if message["role"] == "assistant"]
+        own = [i for i, message in enumerate(talk) if message["role"] == "assistant"]
+        wanted = own if answers is None else sorted(set(answers))
+        if strange := set(wanted) - {*own}:
+            raise ChatError(f"Message {min(strange)} is to be learnt and is not the assistant's; its are {own}.")
         told = bool(spans)
         if not told:
-            spans = [self._answer(talk, i, text, marks, variables) for i in answers]
-        ids = self._ids(text, marks)
+            spans = [self._answer(talk, i, text, marks, variables) for i in wanted]
+        elif wanted != own:
+            spans = self._chosen(spans, wanted, talk, text, marks, variables)
+        both = [place for span in spans for place in span]
+        ids, places = self.tokenizer.located(text, both, bos=self.tokenizer.adds_bos, mark=marks.broken)
         mask = [0] * len(ids)
-        for start, end in spans:
-            first, last = (_common(ids, self._ids(text[:at], marks)) for at in (start, end))
-            last = self._to_end(ids, first, last, told)
+        for first, place in zip(places[::2], places[1::2], strict=True):
+            last = self._to_end(ids, first, place, told)
             mask[first:last] = [1] * (last - first)
         return ids, mask
 
@@ -188,7 +199,7 @@ class Template:
         def length(talk: list[dict[str, Any]], prompt: bool) -> int | None:
             """Characters that a shorter conversation takes, if the whole begins with them."""
             try:
-                found = self._text(talk, marks, prompt, variables) if talk else ""
+                found = _spans(self._text(talk, marks, prompt, variables), marks)[0] if talk else ""
             except ChatError:
                 return None
             return len(found) if found and text.startswith(found) else None
@@ -198,9 +209,25 @@ class Template:
             return start, end
         # The template writes history otherwise than a prompt: what changes with the answer is the answer.
         other = _with(talk, place, content=marks.broken, tool_calls=None)
-        other_text = self._text(other, marks, False, variables)
-        first = _common(text, other_text)
-        return first, len(text) - _common(text[first:][::-1], other_text[first:][::-1])
+        other_text = _spans(self._text(other, marks, False, variables), marks)[0]
+        first = common(text, other_text)
+        return first, len(text) - common(text[first:][::-1], other_text[first:][::-1])
+
+    def _chosen(
+        self,
+        spans: list[tuple[int, int]],
+        wanted: Sequence[int],
+        talk: list[dict[str, Any]],
+        text: str,
+        marks: _Marks,
+        variables: Mapping[str, Any],
+    ) -> list[tuple[int, int]]:
+        """The spans of some answers, of those that a template has marked."""
+        own = [i for i, message in enumerate(talk) if message["role"] == "assistant"]
+        if len(spans) == len(own):
+            return [span for i, span in zip(own, spans, strict=True) if i in wanted]
+        found = [self._answer(talk, i, text, marks, variables) for i in wanted]
+        return [span for span in spans if any(start <= span[0] < end for start, end in found)]
 
     def _to_end(self, ids: list[int], first: int, last: int, told: bool) -> int:
         """The end of an answer's ids: after its end token. One that follows, with only spaces between, is its own."""
@@ -372,9 +399,3 @@ def _spans(text: str, marks: _Marks) -> tuple[str, list[tuple[int, int]]]:
             parts.append(part)
             length += len(part)
     return "".join(parts), spans
-
-
-def _common(first: Sequence[Any], second: Sequence[Any]) -> int:
-    """How many elements two sequences begin with alike."""
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))

@@ -22,6 +22,7 @@ from .errors import ConversionError, LossError, OptionError
 from .formats import Checkpoint, Format, Target
 from .io.catalogue import GEMMA_TERMS, Licence
 from .io.progress import Progress
+from .merge import Adapted
 from .tensors import Entry, Tensors
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "f32": "F32", "f16": "F16", "bf16": "BF16"}
@@ -60,7 +61,7 @@ def convert(
     quiet: bool = False,
 ) -> Result:
     """Converts a model: `source` is whatever `geode.load` takes, `to` a format's name (else `target`'s suffix tells).
-    An adapter (PEFT, GGUF) is converted into the other of both.
+    An adapter (PEFT, GGUF) is written merged into its base model, or as it is where `to` is "peft" or "lora".
 
     quant            GGUF: a mix or a block type, "q4_k_m", "q8_0"; `imatrix` is a file of `geode imatrix`
     dtype            "float32", "bfloat16" or "float16" for what stays float; None keeps each tensor's own
@@ -80,10 +81,14 @@ def convert(
 
     source, target = hub.resolve(source), Path(target)
     wanted = asked(quant, dtype, imatrix, max_shard_size, tensor_parallel, scanned, threads)
-    if adapters.claims(source):
+    is_adapter = adapters.claims(source)
+    if to in ADAPTERS:
+        if not is_adapter:
+            raise OptionError(f"{to} is a format of adapters, and {source} is none. `geode merge --extract` makes one.")
         return _adapter(source, target, to, wanted, base, force)
     how = {"check": check, "allow_loss": allow_loss, "force": force, "quiet": quiet, "text_only": text_only}
-    return write(checkpoints.open(source), target, to, wanted, **how, notes={"name": source.name})
+    opened = _merged(source, target, to, wanted, base) if is_adapter else checkpoints.open(source)
+    return write(opened, target, to, wanted, **how, notes={"name": source.name})
 
 
 def asked(
@@ -107,9 +112,21 @@ def asked(
     )
 
 
-def _adapter(
-    source: Path, target: Path, to: str | None, wanted: Target, base: str | Path | None, force: bool
-) -> Result:
+ADAPTERS = {"peft": "peft", "lora": "gguf"}
+"""What an adapter is written as by itself: PEFT's directory, and the GGUF file that llama.cpp takes as --lora."""
+
+
+def _merged(source: Path, target: Path, to: str | None, wanted: Target, base: str | Path | None) -> Checkpoint:
+    """An adapter with its base model. Where nobody asks for other types, changed tensors are what `geode.load` has."""
+    from .io import hub
+
+    kept = _format(target, to).name == "gguf" and wanted.quant is None and wanted.dtype is None
+    if base is None:
+        return checkpoints.open(source, exact=not kept)
+    return checkpoints.open(hub.resolve(base), source, exact=not kept)
+
+
+def _adapter(source: Path, target: Path, to: str, wanted: Target, base: str | Path | None, force: bool) -> Result:
     """A low-rank adapter from one of its two formats into the other."""
     from . import adapters
     from .io import hub
@@ -118,7 +135,7 @@ def _adapter(
         raise OptionError(f"{source} is an adapter, which is converted as it is: leave out options about weights.")
     begun = perf_counter()
     opened = None if base is None else checkpoints.open(hub.resolve(base))
-    made = adapters.write(adapters.open(source, opened), target, to, force=force)
+    made = adapters.write(adapters.open(source, opened), target, ADAPTERS[to], force=force)
     files = [target] if target.is_file() else [file for file in target.rglob("*") if file.is_file()]
     return Result(target, made, sum(file.stat().st_size for file in files), perf_counter() - begun, (), None)
 
@@ -149,7 +166,8 @@ def write(
             f"Converting to {chosen.name} would lose something: {' '.join(losses)} Say --allow-loss "
             "(allow_loss=True) if that is meant."
         )
-    artefact.check(path, checkpoint.path, bool(chosen.suffix), force)
+    for place in ([checkpoint.place] if isinstance(checkpoint, Adapted) else []) + [checkpoint.path]:
+        artefact.check(path, place, bool(chosen.suffix), force)
     values = _about(checkpoint, chosen, target, losses)
     begun = perf_counter()
     with manifest.Sources(checkpoint.files()) as sources, artefact.workshop(path) as folder:
@@ -242,7 +260,7 @@ def _fill(checkpoint: Checkpoint, folder: Path, name: str, chosen: Format, targe
         chosen.write(_counted(checkpoint, progress), folder, name, target)
     if chosen.suffix:
         return _first_part(folder / name)
-    for file in _terms(checkpoint):
+    for file in terms_of(checkpoint):
         if not (folder / file.name).exists():
             shutil.copyfile(file, folder / file.name)
     licence = licence_of(checkpoint)
@@ -275,7 +293,7 @@ def _counted(checkpoint: Checkpoint, progress: Progress) -> Checkpoint:
     return twin
 
 
-def _terms(checkpoint: Checkpoint) -> list[Path]:
+def terms_of(checkpoint: Checkpoint) -> list[Path]:
     """Licence files beside the source."""
     folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
     return [file for pattern in TERMS for file in sorted(folder.glob(pattern)) if file.is_file()]

@@ -11,6 +11,7 @@
     ├── OptionError             an argument outside its range
     │   └── LossError           a conversion that would lose something nobody asked to give up
     ├── ConversionError         what was written is not what was read
+    ├── TuningError             a run that diverged, or cannot be gone on with
     ├── BackendError            a framework, dtype or accelerator that cannot be used as asked
     │   └── MissingExtra        an optional dependency that is not installed
     ├── CapacityError           not enough memory or disk for what was asked
@@ -64,6 +65,12 @@ class LossError(OptionError):
 
 class ConversionError(GeodeError):
     """A written artefact was read back and is not the same model."""
+
+    exit_code = 1
+
+
+class TuningError(GeodeError):
+    """A tuning run whose numbers are no longer any, or that cannot be gone on with as asked."""
 
     exit_code = 1
 

@@ -424,16 +424,20 @@ def open(
     on: str = "auto",
     dtype: str = "auto",
     *,
+    adapter: str | Path | None = None,
     threads: int | None = None,
     kv_type: str | None = None,
     quantize: str | None = None,
     check: bool = False,
 ) -> Local:
-    """Opens a model: a known name ("gemma3:270m"), hf:owner/repo, a .gguf file, or a Hugging Face directory.
+    """Opens a model: a known name ("gemma3:270m"), hf:owner/repo, a .gguf file, a Hugging Face directory, or that of a
+    LoRA adapter, which names its base model.
 
     on       "native", "torch", "jax", "tensorflow", or "auto": the framework that this process or KERAS_BACKEND already
              uses; else an installed one where there is an accelerator; else native. One process has one framework.
     dtype    "float32", "bfloat16", or "auto", which leaves it to the executor: native keeps the file's own bits.
+    adapter  a LoRA adapter for the model: a PEFT directory or a GGUF file, merged in while the weights load. Natively
+             what it changes is kept in the file's type, or in Q8_0 where that has fewer bits.
     threads  of the CPU; None takes the physical cores, or the framework's default.
     kv_type  what native keeps keys and values in: "float32", "float16", "bfloat16", "q8_0"; None chooses.
     quantize natively packs float weights while they load: "q8_0", "q4_0", "q4_k_m" ...; a framework keeps all
@@ -450,7 +454,9 @@ def open(
     from . import checkpoint
     from .io import hub
 
-    found = checkpoint.open(hub.resolve(name_or_path))
+    beside = None if adapter is None else hub.resolve(adapter)
+    kept = backend == "native" and dtype == "auto" and quantize is None
+    found = checkpoint.open(hub.resolve(name_or_path), beside, exact=not kept)
     _check_memory(found, dtype, backend, quantize)
     text = (found.tokenizer, _template(found), found.ends)  # what is damaged here should be told before weights load
     if check:
@@ -492,14 +498,14 @@ def _choose() -> tuple[str, str]:
     from .native import extension
 
     frameworks = [name for name in BACKENDS if name != "native" and _installed(name) and _installed("keras")]
-    if extension.is_there() and not (frameworks and _accelerated()):
+    if extension.is_there() and not (frameworks and accelerated()):
         return "native", ""
     if not frameworks:
         raise MissingExtra("torch", "torch", "Running a model without the native engine")
     return frameworks[0], ""
 
 
-def _accelerated() -> bool:
+def accelerated() -> bool:
     """Whether this machine has a device that a framework would use; asks the system, not the frameworks."""
     return any(Path(path).exists() for path in ACCELERATORS)
 

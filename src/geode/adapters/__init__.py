@@ -3,11 +3,14 @@
 How an adapter is merged is not known here, nor the layouts of its tensors: `dialects.peft` knows those.
 
     peft.py   adapter_config.json and adapter_model.safetensors        gguf.py   one file for llama.cpp's --lora
+    origin.py the base model that an adapter names, and whether another one is it
 """
 
-from .base import Adapter, Pair, claims, open
+from .base import CONFIG, Adapter, Pair, claims, open
 from .gguf import write_gguf
-from .peft import write_peft
+from .origin import base_name, base_of, other_base
+from .peft import WEIGHTS, write_peft
 from .write import write
 
-__all__ = ["Adapter", "Pair", "claims", "open", "write", "write_gguf", "write_peft"]
+__all__ = ["CONFIG", "WEIGHTS", "Adapter", "Pair", "base_name", "base_of", "claims", "open", "other_base"]
+__all__ += ["write", "write_gguf", "write_peft"]

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..config import Config
 from ..dialects.peft import Pair
 from ..errors import ModelNotFound
@@ -18,7 +20,7 @@ from ..families import Family
 from ..tensors import Tensors
 
 if TYPE_CHECKING:
-    from ..checkpoint import Checkpoint
+    from ..formats import Checkpoint
 
 __all__ = ["Adapter", "Pair", "claims", "open"]
 
@@ -33,6 +35,8 @@ class Adapter:
     replaced  tensors that come whole: norms, biases, embeddings trained beside the pairs
     base      name or path of the base model, where one is known
     left_out  what the files hold and this network has not, one sentence each
+    score     a reward model's head (1, width), or a classifier's with as many rows as labels: it reads the last hidden
+              state in the place of the network's own head, which then has no part in the adapter
     """
 
     family: Family
@@ -41,6 +45,7 @@ class Adapter:
     replaced: Tensors
     base: str | None = None
     left_out: tuple[str, ...] = ()
+    score: np.ndarray | None = None
 
     @property
     def rank(self) -> int:
@@ -51,7 +56,8 @@ class Adapter:
     def parameters(self) -> int:
         """Numbers in the adapter."""
         pairs = sum(pair.a.size + pair.b.size for pair in self.pairs.values())
-        return pairs + sum(math.prod(entry.shape) for entry in self.replaced.entries.values())
+        whole = sum(math.prod(entry.shape) for entry in self.replaced.entries.values())
+        return pairs + whole + (0 if self.score is None else self.score.size)
 
     @property
     def common_alpha(self) -> float:
@@ -71,7 +77,7 @@ def claims(path: str | Path) -> bool:
 
 
 def open(path: str | Path, base: Checkpoint | None = None) -> Adapter:
-    """Opens a PEFT directory or a GGUF adapter for `base`, or for the local model that the directory names.
+    """Opens a PEFT directory or a GGUF adapter for `base`, or for the model on this machine that the directory names.
 
     Raises ModelNotFound, FormatError, ConfigError for options that change the mathematics and are not understood, and
     TensorError where adapter and base do not fit.

@@ -17,7 +17,7 @@ from ..tensors import from_arrays
 from .base import Adapter
 
 if TYPE_CHECKING:
-    from ..checkpoint import Checkpoint
+    from ..formats import Checkpoint
 
 KIND = "general.type"
 
@@ -43,7 +43,8 @@ def read(path: Path, base: Checkpoint | None) -> Adapter:
     alpha = _checked(file.metadata, path)
     if base is None:
         raise OptionError(
-            f"A GGUF adapter does not tell its base model's sizes. Name the base model of {path} (--base)."
+            f"{path} is a GGUF adapter, which does not tell its base model. Name that one, and this file as --adapter "
+            "(adapter=)."
         )
     arch, family = file.metadata.get("general.architecture"), base.family
     if arch != family.gguf_arch:
@@ -74,7 +75,7 @@ def write_gguf(adapter: Adapter, path: str | Path) -> None:
     """Writes a file of float32 pairs that llama.cpp loads with --lora.
 
     Raises OptionError for what llama.cpp's adapters cannot hold: magnitudes (DoRA), tensors kept whole, embeddings that
-    the head shares; and CapacityError.
+    the head shares, a reward model's head; and CapacityError.
     """
     from ..io import gguf
 
@@ -99,6 +100,7 @@ def _refuse(adapter: Adapter) -> None:
         "has magnitudes (DoRA)": any(pair.magnitude is not None for pair in adapter.pairs.values()),
         f"replaces {len(adapter.replaced)} tensors whole ({', '.join(list(adapter.replaced)[:4])})": adapter.replaced,
         "changes embeddings that the head shares": embeddings,
+        "has a reward model's head": adapter.score is not None,
         "changes nothing": not adapter.pairs,
     }
     for reason, holds in reasons.items():

@@ -6,27 +6,32 @@ refused by name. The truth is `LoraConfig` in github.com/huggingface/peft src/pe
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import formats
+from ..config import Config
 from ..dialects import Rule
 from ..dialects import peft as dialect
 from ..dialects.peft import Pair
-from ..errors import ConfigError, GeodeError, ModelNotFound, TensorError
+from ..errors import ConfigError, ModelNotFound, TensorError
 from ..formats.base import read_json, write_json
-from ..tensors import shapes
+from ..quant import to_float32
+from ..tensors import Array, Tensors, shapes
 from .base import CONFIG, Adapter
+from .origin import base_of
 
 if TYPE_CHECKING:
-    from ..checkpoint import Checkpoint
+    from ..formats import Checkpoint
 
 WEIGHTS = "adapter_model.safetensors"
+SCORE = "score"  # transformers' name for the head of AutoModelForSequenceClassification
 
 UNDERSTOOD = frozenset("r lora_alpha use_rslora use_dora rank_pattern alpha_pattern bias peft_type".split())
 HARMLESS = frozenset(
@@ -54,16 +59,29 @@ def read(folder: Path, base: Checkpoint | None) -> Adapter:
             * (folder / "adapter_model.bin").is_file()
         )
         raise ModelNotFound(f"{folder} has no {WEIGHTS}.{old}")
-    base = base or _base_of(folder, options)
+    base = base or formats.open(base_of(folder, fetch=False))
     family, config = base.family, base.config
     parts, whole, vision = dialect.read_names(safetensors.read(folder / WEIGHTS), family)
+    score = whole.pop(f"{SCORE}.weight", None)
     theirs = {name: dialect.pair_of(name, parts[name], _scale(name, parts[name], options)) for name in parts}
     _check_magnitudes(theirs, options, folder)
     rules, untied = dialect.hf_rules(config, family), config.replace(tied=False)
     pairs = dialect.split(rules, theirs, untied)
-    left = [f"{len(vision)} tensors of the adapter belong to a vision tower, which the text model has not."]
+    tower = f"{len(vision)} tensors of the adapter belong to a vision tower, which the text model has not."
+    left = [tower] * bool(vision)
+    left += ["The adapter has the head of a reward model, which a language model has not."] * (score is not None)
     name = options.get("base_model_name_or_path") or str(base.path)
-    return Adapter(family, config, pairs, dialect.whole_tensors(rules, whole, untied), name, tuple(left * bool(vision)))
+    whole_ones = dialect.whole_tensors(rules, whole, untied)
+    return Adapter(family, config, pairs, whole_ones, name, tuple(left), _checked_score(score, config, folder))
+
+
+def _checked_score(score: Array | None, config: Config, folder: Path) -> np.ndarray | None:
+    if score is not None and (len(score.shape) != 2 or score.shape[1] != config.width):
+        raise TensorError(
+            f"{folder / WEIGHTS} has a {SCORE}.weight of shape {tuple(score.shape)}; the base model needs one row of "
+            f"{config.width} for each label. Give the base model that the adapter was trained on."
+        )
+    return None if score is None else to_float32(score)
 
 
 def _check(options: Mapping[str, Any], path: Path) -> None:
@@ -90,32 +108,6 @@ def _check_magnitudes(pairs: Mapping[str, Pair], options: Mapping[str, Any], fol
             f"{folder / CONFIG} has use_dora {wanted}, and {folder / WEIGHTS} has {has} for {wrong[0]}. "
             "Options and tensors come from different adapters, or the adapter was saved in part: save it anew."
         )
-
-
-def _base_of(folder: Path, options: Mapping[str, Any]) -> Checkpoint:
-    """The base model that the adapter names, where it is on this machine."""
-    from .. import checkpoint
-
-    name = options.get("base_model_name_or_path")
-    found: Path | None = None
-    if isinstance(name, str) and name:
-        found = next((place for place in (Path(name), folder / name) if place.exists()), None)
-        found = found or _pulled(name)
-    if found is None:
-        raise ModelNotFound(
-            f"The adapter {folder} was made for {name or 'a model that it does not name'}, which is not on this "
-            "machine. Name the base model (--base), or pull it first."
-        )
-    return checkpoint.open(found)
-
-
-def _pulled(name: str) -> Path | None:
-    """A model of the hub that was pulled before; nothing is fetched for an adapter."""
-    from ..io import hub
-
-    with contextlib.suppress(GeodeError):
-        return hub.find(f"hf:{name}")
-    return None
 
 
 def _scale(name: str, parts: Mapping[str, Any], options: Mapping[str, Any]) -> float:
@@ -157,6 +149,7 @@ def write_peft(adapter: Adapter, folder: str | Path) -> None:
     from ..io import safetensors
 
     folder = Path(folder)
+    adapter = adapter if adapter.score is None else _without_head(adapter)
     rules = dialect.hf_rules(adapter.config, adapter.family)
     pairs = dialect.join(rules, adapter.pairs, adapter.config.replace(tied=False))
     embedding = adapter.family.names["token_embd"] + ".weight"
@@ -169,9 +162,18 @@ def write_peft(adapter: Adapter, folder: str | Path) -> None:
     for name, array in whole.items():
         module, kind = name.rsplit(".", 1)
         tensors[f"{dialect.PREFIX}{module}.{'base_layer.' if module in adapted else ''}{kind}"] = array
+    if adapter.score is not None:
+        tensors[f"{dialect.PREFIX}{SCORE}.weight"] = adapter.score
     folder.mkdir(parents=True, exist_ok=True)
     safetensors.write(folder / WEIGHTS, tensors, {"format": "pt"})
     write_json(folder / CONFIG, _options(adapter, pairs, whole))
+
+
+def _without_head(adapter: Adapter) -> Adapter:
+    """What of an adapter a network has whose head is a score."""
+    whole = {name: entry for name, entry in adapter.replaced.entries.items() if not name.startswith("output.")}
+    pairs = {name: pair for name, pair in adapter.pairs.items() if not name.startswith("output.")}
+    return replace(adapter, pairs=pairs, replaced=Tensors(whole))
 
 
 def _refuse_halves(rules: Sequence[Rule], whole: Iterable[str], adapted: set[str]) -> None:
@@ -205,13 +207,13 @@ def _options(adapter: Adapter, pairs: Mapping[str, Pair], whole: Iterable[str]) 
         "layers_to_transform": None,
         "lora_alpha": _short(alpha),
         "lora_dropout": 0.0,
-        "modules_to_save": sorted(saved - modules.keys()) or None,
+        "modules_to_save": sorted((saved - modules.keys()) | ({SCORE} if adapter.score is not None else set())) or None,
         "peft_type": "LORA",
         "r": rank,
         "rank_pattern": {m: p.rank for m, p in modules.items() if p.rank != rank},
         "revision": None,
         "target_modules": _targets(adapter, modules.keys()),
-        "task_type": "CAUSAL_LM",
+        "task_type": "CAUSAL_LM" if adapter.score is None else "SEQ_CLS",
         "use_dora": any(pair.magnitude is not None for pair in pairs.values()),
         "use_rslora": False,
     } | tied

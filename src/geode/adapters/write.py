@@ -25,7 +25,7 @@ def write(adapter: Adapter, path: str | Path, to: str | None = None, *, force: b
         raise OptionError(f"Adapters are written as peft (a directory) or gguf (one file); got {to!r}.")
     if force and to == "peft" and (path / "adapter_config.json").is_file():
         return _into(adapter, path)
-    source = Path(adapter.base) if adapter.base else path / "nothing"
+    source = Path(adapter.base) if adapter.base else path.absolute().parent
     artefact.check(path, source, to == "gguf", force)
     with artefact.workshop(path) as folder, artefact.disk(path):
         if to == "gguf":

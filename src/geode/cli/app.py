@@ -25,6 +25,7 @@ VERBS = (
     "info",
     "convert",
     "merge",
+    "tune",
     "verify",
     "imatrix",
     "perplexity",

@@ -18,6 +18,8 @@ from typing import Any
 from ..errors import ChatError, ContextError, GeodeError, OptionError
 from . import options, screen
 
+ASSISTANT = "assistant"
+"""The model of whoever names none: an adapter that comes with Geode."""
 FENCE = '"""'
 HELP = """\
 /system TEXT        set the system message (without TEXT: show it)
@@ -37,28 +39,38 @@ def add(verbs: Any) -> None:
         help="talk with a model",
         description="A conversation: type, read, /help for what else can be done. Works with piped lines too.",
     )
-    options.add_model(parser)
+    options.add_model(parser, default=ASSISTANT)
     parser.add_argument("--system", metavar="TEXT", help="a system message")
     options.add_sampling(parser)
 
 
 def main(args: argparse.Namespace) -> int:
+    name = args.model or ASSISTANT
+    args.model = args.model or _assistant()
     lm = options.load(args)
     if lm.template is None:
         raise ChatError(
-            f"{args.model} brings no chat template: it was trained to continue text, not to talk. "
-            f'Use `geode run {args.model} "..."`, or chat with an instruction-tuned model such as smollm2.'
+            f"{name} brings no chat template: it was trained to continue text, not to talk. "
+            f'Use `geode run {name} "..."`, or chat with an instruction-tuned model such as smollm2.'
         )
     if not lm.own_template:
-        screen.note(
-            f"{args.model} brings no chat template of its own, so it was hardly tuned to talk; expect odd answers."
-        )
-    chat = Chat(lm, args.model, options.sampling(args), args.system)
+        screen.note(f"{name} brings no chat template of its own, so it was hardly tuned to talk; expect odd answers.")
+    chat = Chat(lm, name, options.sampling(args), args.system)
     if not sys.stdin.isatty():
         return chat.loop(lambda prompt: next(sys.stdin).removesuffix("\n"))
-    screen.note(f"{args.model}, {chat.lm.context} tokens of context. /help tells what can be done; Ctrl-D leaves.")
+    screen.note(f"{name}, {chat.lm.context} tokens of context. /help tells what can be done; Ctrl-D leaves.")
     with _history():
         return chat.loop(input)
+
+
+def _assistant() -> str:
+    """Where it lies: a file of that name in the working directory is not meant."""
+    from ..io import hub
+
+    found = hub.packaged(ASSISTANT)
+    if found is None:
+        raise OptionError("There is no model to talk with. Name one, as in `geode chat smollm2`.")
+    return str(found)
 
 
 @dataclass

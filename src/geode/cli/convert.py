@@ -22,7 +22,8 @@ def add(verbs: Any) -> None:
         help="convert a model into another format, and prove the result",
         description="Reads a checkpoint of any format that Geode knows and writes it in another. The result is read "
         "back and compared with the source, tensor by tensor and by the logits of built-in prompts; only then it gets "
-        "its name. A manifest beside it says what it was made from.",
+        "its name. A manifest beside it says what it was made from. An adapter is written merged into its base model, "
+        "or with --to peft and --to lora as what it is, a PEFT directory or a file for llama.cpp's --lora.",
     )
     parser.add_argument("source", metavar="SRC", help="a model's name, hf:owner/repo, a file or a directory")
     parser.add_argument("target", metavar="DST", help="the file (NAME.gguf, NAME.ckpt …) or directory to write")

@@ -11,11 +11,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import TensorError
+from ..errors import ModelNotFound, TensorError
 from . import screen
 
 if TYPE_CHECKING:
     from ..config import Config
+    from ..merge import Adapted
     from ..tokenizer import Tokenizer
 
 CONTEXTS = (2_048, 8_192, 32_768, 131_072)
@@ -46,6 +47,8 @@ def main(args: argparse.Namespace) -> None:
         item = catalogue.find(args.model)
         document = _offer(item) if item else {"name": args.model}
         return screen.dump(document) if args.json else print(_offered(document))
+    if (lone := _without_base(path)) is not None:
+        return screen.dump(lone) if args.json else print(_needed(lone))
     document = facts(path, tensors=args.tensors or args.json, check=args.check)
     if args.json:
         screen.dump(document)
@@ -59,12 +62,13 @@ def facts(path: Path, tensors: bool = False, check: bool = False) -> dict[str, A
     """Everything that `info` tells, for machines. Raises FormatError, ConfigError, TensorError."""
     from .. import checkpoint
     from ..io import hub
+    from ..merge import Adapted
     from ..quant import find_nonfinite
     from ..tensors import parameters
     from . import draw
 
     opened = checkpoint.open(path)
-    config, licence = opened.config, hub.licence(path)
+    config, licence = opened.config, hub.licence(opened.path)
     entries = opened.stored.entries
     document = {
         "path": str(path),
@@ -80,6 +84,8 @@ def facts(path: Path, tensors: bool = False, check: bool = False) -> dict[str, A
         "template": opened.template,
         "licence": dataclasses.asdict(licence) if licence else None,
     }
+    if isinstance(opened, Adapted):
+        document |= {"format": opened.sources[0].format, "adapter": _adapter(opened)}
     if tensors:
         document["tensors"] = [
             {"name": name, "shape": list(entry.shape), "type": entry.type, "bytes": entry.nbytes}
@@ -88,6 +94,37 @@ def facts(path: Path, tensors: bool = False, check: bool = False) -> dict[str, A
     if check:
         document["not_finite"] = find_nonfinite(opened.stored)
     return document
+
+
+def _adapter(opened: Adapted) -> dict[str, Any]:
+    """What was added to the base model."""
+    given = opened.adapter
+    return {
+        "base": str(opened.path),
+        "rank": given.rank,
+        "matrices": len(given.pairs),
+        "whole": len(given.replaced),
+        "parameters": given.parameters,
+    }
+
+
+def _without_base(path: Path) -> dict[str, Any] | None:
+    """What can be told of an adapter whose base model would have to be fetched first; None of all else."""
+    from .. import adapters
+
+    if not path.is_dir() or not adapters.claims(path):
+        return None
+    name = adapters.base_name(path)
+    try:
+        adapters.base_of(path, fetch=False)
+    except ModelNotFound:
+        return {"path": str(path), "adapter": {"base": name}, "bytes": (path / adapters.WEIGHTS).stat().st_size}
+    return None
+
+
+def _needed(document: dict[str, Any]) -> str:
+    name = document["adapter"]["base"]
+    return f"{document['path']} is an adapter for {name}, which is not here yet. `geode pull {name}` brings it."
 
 
 def _types(entries: Any) -> dict[str, dict[str, int]]:
@@ -139,9 +176,15 @@ def _page(facts: dict[str, Any], args: argparse.Namespace) -> str:
 def _head(facts: dict[str, Any]) -> str:
     from ..io.progress import size
 
-    return (
+    head = (
         f"{facts['path']}\n{facts['family']}, {facts['parameters'] / 1e6:,.1f} million parameters, "
         f"{size(facts['bytes'])} of weights, {facts['format']}"
+    )
+    if (added := facts.get("adapter")) is None:
+        return head
+    return (
+        f"{head}\nan adapter of rank {added['rank']} on {added['matrices']} matrices, "
+        f"{added['parameters'] / 1e6:,.1f} million parameters, merged into {added['base']}"
     )
 
 

@@ -41,6 +41,11 @@ def _rows(everything: bool) -> list[dict[str, Any]]:
         for model in hub.installed()
     ]
     here = {row["name"] for row in rows}
+    for row in catalogue.PACKAGED:
+        folder = hub.packaged(row.name)
+        if folder is not None and (everything or row.base in here):
+            size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+            rows.append({"name": row.name, "size": size, "type": f"adapter of {row.base}", "path": str(folder)})
     if everything:
         rows += [
             {"name": item.name, "size": item.size, "type": "gguf", "path": None}

@@ -37,12 +37,15 @@ KNOBS = (
 )
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """The model and how it is opened."""
-    parser.add_argument(
-        "model", metavar="MODEL", help="a name (geode list), hf:owner/repo, a .gguf file or a directory"
-    )
+def add_model(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """The model and how it is opened; with a `default` nobody has to name one."""
+    told = "a name (geode list), hf:owner/repo, a .gguf file, a directory, or that of an adapter"
+    if default is None:
+        parser.add_argument("model", metavar="MODEL", help=told)
+    else:
+        parser.add_argument("model", metavar="MODEL", nargs="?", help=f"{told} (default {default})")
     group = parser.add_argument_group("how the model is opened")
+    group.add_argument("--adapter", metavar="DIR", help="a LoRA adapter for it: a PEFT directory or a GGUF file")
     group.add_argument("--on", default="auto", metavar="BACKEND", help="native, torch, jax, tensorflow or auto")
     group.add_argument("--dtype", default="auto", help="float32, bfloat16 or auto")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads")
@@ -80,6 +83,7 @@ def load(args: argparse.Namespace) -> Any:
         args.model,
         on=args.on,
         dtype=args.dtype,
+        adapter=args.adapter,
         threads=args.threads,
         kv_type=args.kv_type,
         quantize=args.quantize,

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
-from ..errors import OptionError
+from ..errors import ModelNotFound, OptionError
 from .base import Checkpoint, Format, Target
 
-__all__ = ["NAMES", "Checkpoint", "Format", "Target", "by_name", "claiming", "every"]
+__all__ = ["NAMES", "Checkpoint", "Format", "Target", "by_name", "claiming", "every", "open"]
 
 NAMES = ("hf", "gguf", "keras", "flax", "maxtext", "gemma_pytorch", "nemo", "trtllm", "llama2c", "meta")
 """What `--to` takes, and the name of each format's file here."""
@@ -33,6 +33,19 @@ def by_name(name: str) -> Format:
         raise OptionError(f"There is no format {name!r}. There are: {known}.")
     found: Format = import_module(f".{name}", __name__).FORMAT
     return found
+
+
+def open(path: str | Path) -> Checkpoint:
+    """Opens whatever format a path is of; reads headers only. Raises ModelNotFound, FormatError, ConfigError."""
+    path = Path(path)
+    if not path.exists():
+        raise ModelNotFound(f"There is no model at {path}: expected a .gguf file or a directory with config.json.")
+    found = claiming(path)
+    if found is not None:
+        return found.open(path)
+    if path.is_dir():
+        raise ModelNotFound(f"{path} holds neither config.json nor a .gguf file, so there is no model to open.")
+    return by_name("gguf").open(path)  # whose complaint says what a model's file begins with
 
 
 def claiming(path: Path) -> Format | None:

@@ -227,6 +227,12 @@ def read_text(path: Path) -> str | None:
         raise FormatError(f"{path} is not UTF-8 text ({problem}). Get the file again from its source.") from None
 
 
+def end_ids(values: Mapping[str, Any]) -> frozenset[int]:
+    """`eos_token_id` of generation_config.json or config.json: one id, or a list of them."""
+    found = values.get("eos_token_id")
+    return frozenset(i for i in (found if isinstance(found, list) else [found]) if type(i) is int)
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -17,7 +17,7 @@ from ..dialects import matches
 from ..errors import ConfigError, FormatError, ModelNotFound
 from ..quant import QTensor
 from ..tensors import Tensors
-from .base import Checkpoint, Format, Target, common_type, floats, read_json, write_json, write_tokenizer
+from .base import Checkpoint, Format, Target, common_type, end_ids, floats, read_json, write_json, write_tokenizer
 
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 SIGNS = "geode.signs.npz"
@@ -31,9 +31,8 @@ class HuggingFace(Checkpoint):
         return dialect.read(self.stored, self.config, self.family)
 
     def _ends(self) -> frozenset[int]:
-        found = read_json(self.path / "generation_config.json").get("eos_token_id")
-        found = self.metadata.get("eos_token_id") if found is None else found
-        return frozenset(i for i in (found if isinstance(found, list) else [found]) if type(i) is int)
+        generation = read_json(self.path / "generation_config.json")
+        return end_ids(self.metadata if generation.get("eos_token_id") is None else generation)
 
     @cached_property
     def _signs(self) -> dict[str, np.ndarray]:

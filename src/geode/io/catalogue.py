@@ -118,6 +118,32 @@ CATALOGUE: tuple[Item, ...] = (
 )
 
 
+@dataclass(frozen=True)
+class Packaged:
+    """An adapter that comes with Geode itself, in a folder of its name: a few MB, for the model of another row."""
+
+    name: str
+    aliases: tuple[str, ...]
+    about: str
+    base: str
+
+
+PACKAGED: tuple[Packaged, ...] = (
+    Packaged(
+        name="assistant",
+        aliases=("gemma3:270m-assistant",),
+        about="Gemma 3 270M, tuned by Geode to follow instructions",
+        base="gemma3:270m",
+    ),
+)
+
+
+def packaged(name: str) -> Packaged | None:
+    """The row of an adapter's name or alias, in any case of letters."""
+    wanted = name.lower()
+    return next((row for row in PACKAGED if wanted == row.name or wanted in row.aliases), None)
+
+
 def find(name: str) -> Item | None:
     """The row of a name or an alias, in any case of letters."""
     wanted = name.lower()

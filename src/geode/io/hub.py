@@ -1,4 +1,5 @@
-"""Names to verified local files: the catalogue's short names, `hf:` repositories, and paths as they are.
+"""Names to verified local files: the catalogue's short names, adapters that come with Geode, `hf:` repositories, and
+paths as they are.
 
 What the files contain is not known here.
 """
@@ -14,14 +15,17 @@ from typing import TYPE_CHECKING
 
 from ..errors import ModelNotFound, OptionError
 from . import catalogue, store
-from .catalogue import Item, Licence
+from .catalogue import Item, Licence, Packaged
 from .lock import hold
 from .store import Model, home
 
 if TYPE_CHECKING:  # what a pull needs (HTTP, TLS, archives) is imported by a pull: opening a file starts without it
     from .hf import Reference
 
-__all__ = ["Licence", "Model", "find", "home", "installed", "licence", "pull", "remove", "resolve"]
+__all__ = ["Licence", "Model", "digests", "find", "home", "installed", "licence", "packaged", "pull", "remove"]
+__all__ += ["resolve"]
+
+HOUSE = Path(__file__).parents[1]
 
 
 def resolve(name: str | os.PathLike[str]) -> Path:
@@ -30,15 +34,29 @@ def resolve(name: str | os.PathLike[str]) -> Path:
     Raises ModelNotFound, DownloadError, CapacityError, MissingExtra.
     """
     path = Path(name).expanduser()
-    return path if path.exists() else pull(os.fspath(name))
+    if path.exists():
+        return path
+    return packaged(os.fspath(name)) or pull(os.fspath(name))
+
+
+def packaged(name: str) -> Path | None:
+    """The directory of an adapter that came with Geode itself; None for other names, or where it was left out."""
+    row = catalogue.packaged(name)
+    folder = HOUSE / row.name if row else None
+    return folder if folder is not None and (folder / "adapter_config.json").is_file() else None
 
 
 def pull(name: str, quiet: bool = False) -> Path:
-    """Brings the model of a name here, checked and whole, and returns its file or directory.
+    """Brings the model of a name here, checked and whole, and returns its file or directory. Of an adapter that came
+    with Geode, which is here, it brings the base model.
 
     An interrupted pull goes on where it stopped; of two at once, the second waits for the first. Progress and the
     licence notice go to stderr. Raises ModelNotFound, DownloadError, CapacityError, MissingExtra.
     """
+    row, folder = catalogue.packaged(name), packaged(name)
+    if row is not None and folder is not None:
+        pull(row.base, quiet)
+        return folder
     source = _source(name)
     model = store.find(source.name)
     if model is None:
@@ -54,6 +72,8 @@ def find(name: str | os.PathLike[str]) -> Path | None:
     path = Path(name).expanduser()
     if path.exists():
         return path
+    if (folder := packaged(os.fspath(name))) is not None:
+        return folder
     model = store.find(_source(os.fspath(name)).name)
     return model.path if model else None
 
@@ -70,6 +90,8 @@ def remove(name: str) -> int:
     """
     if Path(name).expanduser().exists():
         raise OptionError(f"'{name}' is a file or directory of yours; `remove` deletes only models that Geode pulled.")
+    if packaged(name) is not None:
+        raise OptionError(f"'{name}' came with Geode itself; `remove` deletes only models that Geode pulled.")
     canonical = name if name in (model.name for model in installed()) else _source(name).name
     folders = [folder for folder in (store.place(canonical), store.workshop(canonical)) if folder.exists()]
     if not folders:
@@ -95,6 +117,15 @@ def licence(path: str | os.PathLike[str]) -> Licence | None:
     return Licence(known.name, known.url, known.notice, tuple(str(folder / file) for file in known.files))
 
 
+def digests(path: str | os.PathLike[str]) -> dict[str, str]:
+    """sha256 of a pulled model's files by name, as the pull has checked them; {} for files of other origin."""
+    path = Path(path)
+    try:
+        return {file.name: file.sha256 for file in store.read(path if path.is_dir() else path.parent).files}
+    except (OSError, ValueError):
+        return {}
+
+
 def _source(name: str) -> Item | Reference:
     if name.startswith("hf:"):
         from . import hf
@@ -109,8 +140,9 @@ def _source(name: str) -> Item | Reference:
 def _unknown(name: str) -> ModelNotFound:
     import difflib
 
-    names = [item.name for item in catalogue.CATALOGUE]
-    aliases = [alias for item in catalogue.CATALOGUE for alias in item.aliases]
+    rows: list[Item | Packaged] = [*catalogue.CATALOGUE, *(row for row in catalogue.PACKAGED if packaged(row.name))]
+    names = [row.name for row in rows]
+    aliases = [alias for row in rows for alias in row.aliases]
     close = difflib.get_close_matches(name.lower(), [*names, *aliases], n=3)
     meant = f"Did you mean {' or '.join(close)}? " if close else ""
     return ModelNotFound(

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ..errors import OptionError
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -107,3 +109,14 @@ def _alive_on_windows(pid: int) -> bool:
     kernel.GetExitCodeProcess(handle, ctypes.byref(code))
     kernel.CloseHandle(handle)
     return code.value == still_active
+
+
+@contextlib.contextmanager
+def claim(path: Path, taken: str) -> Iterator[None]:
+    """Holds the lock at `path` for the block. Raises OptionError, which says `taken`, where another process has it."""
+
+    def refuse() -> None:
+        raise OptionError(taken)
+
+    with hold(path, refuse):
+        yield

@@ -14,10 +14,15 @@ from functools import partial
 import numpy as np
 
 from ..adapters import Adapter, Pair
-from ..checkpoint import Checkpoint
 from ..errors import ConfigError, OptionError
+from ..formats import Checkpoint
+from ..quant import BLOCKS
 from ..tensors import Entry, shapes
-from .computed import EMBEDDING, HEAD, Made, Rows, Shift, computed, made, rows_of, wide
+from .computed import EMBEDDING, HEAD, Made, Rows, Shift, computed, made, retyped, rows_of, wide
+
+ALONE = 1 << 18
+"""Multiplications that OpenBLAS does with one thread (interface/gemm.c). Its others would wait in a loop for more, on
+the cores that the packing next to it needs, and all of it takes five times as long."""
 
 Change = Callable[[np.ndarray, slice], np.ndarray]
 """What is added to some rows, given those rows and which they are."""
@@ -28,12 +33,37 @@ def adapter(base: Checkpoint, adapter: Adapter, weight: float = 1.0) -> Made:
     return adapters(base, [(adapter, weight)])
 
 
-def adapters(base: Checkpoint, given: Sequence[tuple[Adapter, float]]) -> Made:
-    """The base with adapters merged in: W + Σ weight · change, computed in float32, stored in the base's types.
+def kept(entry: Entry) -> str:
+    """What a changed tensor is stored in: the base's own type."""
+    return entry.type
 
-    What is packed is unpacked, changed and packed again; `Made.report` tells what that did. A head tied to the
-    embeddings is untied where an adapter changes one of the two alone. Raises ConfigError where an adapter is for
-    another network, OptionError without adapters.
+
+def roomy(entry: Entry) -> str:
+    """The base's own type, but Q8_0 for fewer bits: those would swallow most of what an adapter changes."""
+    return "Q8_0" if entry.type in BLOCKS and _bits(entry.type) < _bits("Q8_0") else entry.type
+
+
+def exact(entry: Entry) -> str:
+    """Float32, for whoever stores it in a type of their own."""
+    return "F64" if entry.type == "F64" else "F32"
+
+
+def _bits(kind: str) -> float:
+    return 8 * BLOCKS[kind].nbytes / BLOCKS[kind].elements
+
+
+def adapters(
+    base: Checkpoint,
+    given: Sequence[tuple[Adapter, float]],
+    types: Callable[[Entry], str] = kept,
+    *,
+    measure: bool = True,
+) -> Made:
+    """The base with adapters merged in: W + Σ weight · change, computed in float32, stored in `types` of the base's.
+
+    What is packed is unpacked, changed and packed again; `Made.report` tells what that did where `measure` asks for it.
+    A head tied to the embeddings is untied where an adapter changes one of the two alone. Raises ConfigError where an
+    adapter is for another network, OptionError without adapters.
     """
     if not given:
         raise OptionError("Give at least one adapter to merge.")
@@ -44,8 +74,8 @@ def adapters(base: Checkpoint, given: Sequence[tuple[Adapter, float]]) -> Made:
         known[HEAD], config = known[EMBEDDING], config.replace(tied=False)
         remarks.append("The adapter does not change embeddings and head alike, so the head is no longer tied to them.")
     shifts: dict[str, Shift] = {}
-    touched = {name for one, _ in given for name in (*one.pairs, *one.replaced)}
-    found = {name: _merged(name, known[name], given, shifts) for name in shapes(config) if name in touched}
+    touched = {name for one, _ in given for name in (*one.pairs, *one.replaced)} & shapes(config).keys()
+    found = {name: _merged(name, known[name], given, types, shifts if measure else None) for name in touched}
     remarks += [sentence for one, _ in given for sentence in one.left_out]
     return made([base], known | found, config=config, shifts=shifts, remarks=remarks)
 
@@ -72,7 +102,13 @@ def _same_pair(one: Pair, other: Pair) -> bool:
     return one.scale == other.scale and np.array_equal(one.a, other.a) and np.array_equal(one.b, other.b)
 
 
-def _merged(name: str, entry: Entry, given: Sequence[tuple[Adapter, float]], shifts: dict[str, Shift]) -> Entry:
+def _merged(
+    name: str,
+    entry: Entry,
+    given: Sequence[tuple[Adapter, float]],
+    types: Callable[[Entry], str],
+    shifts: dict[str, Shift] | None,
+) -> Entry:
     def start() -> tuple[Rows, Rows]:
         old = rows_of(entry.load())
         if len(given) == 1 and given[0][1] == 1 and name in given[0][0].replaced and name not in given[0][0].pairs:
@@ -80,28 +116,42 @@ def _merged(name: str, entry: Entry, given: Sequence[tuple[Adapter, float]], shi
         changes = [change for one, weight in given for change in _changes(name, one, weight)]
         return lambda cut: _sum(old(cut), cut, changes), old
 
-    return computed(name, entry, start, shifts)
+    return computed(name, retyped(entry, types(entry)), start, shifts)
 
 
 def _sum(old: np.ndarray, cut: slice, changes: Sequence[Change]) -> np.ndarray:
     total = changes[0](old, cut)
     for change in changes[1:]:
         total = total + change(old, cut)
-    return old + total
+    return np.asarray(np.add(old, total, out=total if total.dtype == old.dtype else None))
 
 
 def _changes(name: str, one: Adapter, weight: float) -> Iterable[Change]:
     if name in one.replaced:
         new = rows_of(one.replaced[name])
         yield lambda old, cut: weight * (new(cut) - old)
-    if (pair := one.pairs.get(name)) is not None:
-        yield partial(_with_pair, pair, pair.a.astype(np.float32), np.float32(weight))
-
-
-def _with_pair(pair: Pair, a: np.ndarray, weight: np.float32, old: np.ndarray, cut: slice) -> np.ndarray:
-    change = np.float32(pair.scale) * (pair.b[cut].astype(np.float32) @ a)
+    if (pair := one.pairs.get(name)) is None:
+        return
+    a, b = pair.a.astype(np.float32), pair.b.astype(np.float32) * np.float32(pair.scale)
     if pair.magnitude is None:
-        return np.asarray(weight * change)
-    new = old + change
-    length = pair.magnitude[cut].astype(np.float32) / np.linalg.norm(new, axis=1)
+        b *= np.float32(weight)
+        yield lambda old, cut: _product(b[cut], a)
+    else:
+        yield partial(_turned, a, b, pair.magnitude.astype(np.float32), np.float32(weight))
+
+
+def _product(b: np.ndarray, a: np.ndarray) -> np.ndarray:
+    """B·A, a few rows at a time."""
+    found = np.empty((len(b), a.shape[1]), np.float32)
+    step = max(1, ALONE // max(1, a.size))
+    for at in range(0, len(b), step):
+        np.matmul(b[at : at + step], a, out=found[at : at + step])
+    return found
+
+
+def _turned(
+    a: np.ndarray, b: np.ndarray, magnitude: np.ndarray, weight: np.float32, old: np.ndarray, cut: slice
+) -> np.ndarray:
+    new = old + _product(b[cut], a)
+    length = magnitude[cut] / np.linalg.norm(new, axis=1)
     return np.asarray(weight * (length[:, None] * new - old))

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checkpoint import Checkpoint
+from ..formats import Checkpoint
+from ..formats.base import unpacked
 from ..formats.packing import Pack, packer
-from ..quant import BLOCKS, DTYPES, QTensor, concatenate, to_float32
+from ..quant import BLOCKS, DTYPES, QTensor, concatenate, row_bytes, to_float32
 from ..tensors import Array, Entry, Tensors, shapes
 
 if TYPE_CHECKING:
@@ -104,18 +105,42 @@ def made(sources: Sequence[Checkpoint], found: Mapping[str, Entry], **changes: A
     return Made(base.path, kind, base.family, config, tensors, base.metadata, tuple(sources), **changes)
 
 
-def computed(name: str, like: Entry, start: Callable[[], tuple[Rows, Rows | None]], shifts: dict[str, Shift]) -> Entry:
-    """An entry of `like`'s shape and type. `start` is called for each load: exact rows, and those before a change."""
+def computed(
+    name: str, like: Entry, start: Callable[[], tuple[Rows, Rows | None]], shifts: dict[str, Shift] | None
+) -> Entry:
+    """An entry of `like`'s shape and type. `start` is called for each load: exact rows, and those before a change.
+
+    What storing did is told to `shifts`, if there are any: it takes longer than the work itself.
+    """
 
     def load() -> Array:
         exact, before = start()
-        sums, pack = _Sums(before), packer()
-        stored = [sums.added(cut, _as(like.type, numbers, pack), numbers) for cut, numbers in steps(like.shape, exact)]
+        pack = packer()
+        pieces = ((cut, numbers, _as(like.type, numbers, pack)) for cut, numbers in steps(like.shape, exact))
+        if shifts is None:
+            return _joined([stored for _, _, stored in pieces])
+        sums = _Sums(before)
+        found = _joined([sums.added(cut, stored, numbers) for cut, numbers, stored in pieces])
         shifts[name] = sums.shift(like.type)
-        packed = [piece for piece in stored if isinstance(piece, QTensor)]
-        return concatenate(packed) if packed else np.concatenate([np.asarray(piece) for piece in stored])
+        return found
 
     return Entry(like.shape, like.type, like.nbytes, load)
+
+
+def _joined(pieces: Sequence[Array]) -> Array:
+    if len(pieces) == 1:
+        return pieces[0]
+    packed = [piece for piece in pieces if isinstance(piece, QTensor)]
+    return concatenate(packed) if packed else np.concatenate([np.asarray(piece) for piece in pieces])
+
+
+def retyped(entry: Entry, kind: str) -> Entry:
+    """What an entry of that shape says of itself in another type; `load` is still its own."""
+    if entry.type == kind:
+        return entry
+    rows, columns = math.prod(entry.shape[:-1]), entry.shape[-1]
+    width = row_bytes(kind, entry.shape) if kind in BLOCKS else columns * DTYPES[kind].itemsize
+    return Entry(entry.shape, kind, rows * width, entry.load)
 
 
 def steps(shape: tuple[int, ...], rows: Rows) -> Iterable[tuple[slice, np.ndarray]]:
@@ -133,7 +158,9 @@ def rows_of(array: Array) -> Rows:
 
 def wide(array: Array) -> np.ndarray:
     """float64 as it is, everything else as float32."""
-    return array if isinstance(array, np.ndarray) and array.dtype == np.float64 else to_float32(array)
+    if isinstance(array, QTensor):
+        return unpacked(array, "F32")
+    return array if array.dtype == np.float64 else to_float32(array)
 
 
 def _as(kind: str, numbers: np.ndarray, pack: Pack) -> Array:

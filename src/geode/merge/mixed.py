@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..checkpoint import Checkpoint
 from ..errors import ConfigError, OptionError
+from ..formats import Checkpoint
 from ..tensors import Entry, shapes
 from .computed import Made, Rows, Shift, computed, made, rows_of, steps
 

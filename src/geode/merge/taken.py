@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..adapters import Adapter, Pair
-from ..checkpoint import Checkpoint
 from ..errors import OptionError
+from ..formats import Checkpoint
 from ..tensors import from_arrays, shapes
 from .computed import EMBEDDING, HEAD, wide
 from .mixed import check_alike

@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..checkpoint import Checkpoint
 from ..errors import OptionError, TokenizerError
+from ..formats import Checkpoint
 from ..formats.packing import packer
 from ..quant import BLOCKS, DTYPES, QTensor, concatenate, row_bytes
 from ..strings import pack

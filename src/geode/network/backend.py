@@ -105,6 +105,18 @@ def on_cpu() -> bool:
     return not tf.config.list_physical_devices("GPU")
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether products of bfloat16 are faster here than of float32."""
+    if not on_cpu():
+        return True
+    if name() != "torch":
+        return False  # XLA's CPU compiler widens both sides first
+    import torch
+
+    kinds = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, kind, bool)() for kind in kinds)
+
+
 def tensor(array: np.ndarray, dtype: str) -> Tensor:
     """An array as a tensor of `dtype`."""
     from keras import ops
@@ -518,7 +530,7 @@ def _differentiate_tensorflow(function: Any, trained: Sequence[Any], frozen: Seq
 
 
 def application(apply: Callable[..., Tensor], trained: Sequence[Any], state: Sequence[Any]) -> Any:
-    """`run(gradients, lr) -> y`: apply(gradients, lr), which assigns to these variables; the gradients are given away."""
+    """`run(gradients, lr) -> y`: apply(gradients, lr), which assigns to these variables; gradients are given away."""
     if name() == "jax":
         return _application_jax(apply, [*trained, *state])
     if name() == "torch":
@@ -576,7 +588,7 @@ def norm(tensors: Sequence[Tensor]) -> Tensor:
     return ops.sqrt(sum(ops.sum(ops.square(x)) for x in tensors))
 
 
-SLICE = 1 << 16  # numbers that an optimizer changes at a time: a dozen temporaries of that size stay in the cache
+SLICE = 1 << 18  # numbers that an optimizer changes at a time, so that its temporaries stay small
 
 
 def update(

@@ -146,7 +146,7 @@ class Block(Part):
 class Decoder(keras.Model):
     """The network. `fetch(name)` gives each canonical tensor, once; `dtype` is what they are held in, but for matrices
     where `quantize` says "int8" or "int4". `compute` is what activations are, if not `dtype`; `remat` keeps only what
-    goes between blocks for the gradients, and computes the rest again."""
+    goes between blocks for the gradients, and computes the rest again; `wide` names tensors held in float32."""
 
     def __init__(
         self,
@@ -156,11 +156,12 @@ class Decoder(keras.Model):
         quantize: str | None = None,
         compute: str | None = None,
         remat: bool = False,
+        wide: frozenset[str] = frozenset(),
     ):
         super().__init__(dtype=dtype)
-        self.config, self.weight_dtype, self.remat = config, dtype, remat
-        self.store = store = Store(config, fetch, dtype, quantize)
-        self.token_embd = Embedding(store, config, compute or dtype)
+        self.config, self.activations, self.remat = config, compute or dtype, remat
+        self.store = store = Store(config, fetch, dtype, quantize, wide)
+        self.token_embd = Embedding(store, config, self.activations)
         self.blk = [Block(store, f"blk.{i}", config, attn) for i, attn in enumerate(config.layers)]
         self.output_norm = Norm(store, "output_norm", config.norm)
         self.unembed = None if config.tied else Linear(store, "output")

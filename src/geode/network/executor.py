@@ -97,7 +97,7 @@ class Executor:
         from .cache import empty
 
         room = _bucket(tokens, self.config.context)
-        return State(empty(self.config, batch, room, self.decoder.weight_dtype), [0] * batch, room)
+        return State(empty(self.config, batch, room, self.decoder.activations), [0] * batch, room)
 
     def _make_room(self, state: State, tokens: int) -> None:
         from .cache import grow

@@ -3,7 +3,9 @@
 What is adapted is chosen elsewhere; how the base keeps its numbers is `storage`'s to know.
 
     W x + scale · B (A x)                                    arxiv.org/abs/2106.09685
-    magnitude / |W + scale · B A| · (W x + scale · B (A x))  arxiv.org/abs/2402.09353; rows' lengths are no path of gradients
+    magnitude / |W + scale · B A| · (W x + scale · B (A x))  arxiv.org/abs/2402.09353
+
+The lengths of rows are no path of gradients.
 
 Shape letters: D columns, E rows of the matrix; R rank.
 """
@@ -105,7 +107,7 @@ def attach(
     for name in names:
         if dora and name in (EMBEDDING, HEAD):
             raise OptionError(
-                f"DoRA is for matrices inside blocks; {name} was chosen. Leave it out of the targets, or train it whole."
+                f"DoRA is for matrices inside blocks; {name} was chosen. Leave it out, or train it whole."
             )
         holder, shape = decoder.store.holders[name], decoder.store.shapes[name]
         low = LowRank(holder.weight, name, shape, rank, scale, dora, seed)

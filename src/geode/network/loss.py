@@ -128,4 +128,3 @@ class Sweep:
 def _times(p: Tensor, w: Tensor) -> Tensor:
     """p (M, S) · w (S, D), in w's dtype, as float32."""
     return backend.cast(ops.matmul(backend.cast(p, w.dtype), w), "float32")
-

@@ -1,31 +1,25 @@
-"""What is minimised: scalars made of the log-probabilities of a micro-batch.
+"""What is minimised, by the names that recipes have.
 
-How log-probabilities are computed is `loss`'s to know; where batches come from is not known here.
-
-A batch is a mapping of the arrays of `tune.batches.Micro`: tokens, positions, segments (B, T); at, targets, weights,
-owners (M,). An objective gives its loss, summed with the batch's weights so that micro-batches of a step add up, and
-figures to show, sums as well.
+How log-probabilities are computed is `loss`'s to know, what answers are compared by `preferences`'; where batches come
+from is not known here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 from keras import ops
 
-from . import backend
+from .answers import Batch, Objective, hidden
 from .backend import Tensor
 from .decoder import Decoder
+from .distillation import distil
+from .preferences import dpo, ipo, kto, orpo, simpo
+from .score import reward
 
-Batch = Mapping[str, Tensor]
-Objective = Callable[[Decoder, Batch], tuple[Tensor, dict[str, Tensor]]]
-
-
-def hidden(decoder: Decoder, batch: Batch) -> Tensor:
-    """The hidden states of the positions that are learnt: (M, D)."""
-    h_BTD, _ = decoder.hidden(batch["tokens"], batch["positions"], batch["segments"])
-    return ops.take(ops.reshape(h_BTD, (-1, h_BTD.shape[-1])), batch["at"], axis=0)
+__all__ = ["Batch", "Objective", "objective", "sft"]
 
 
 def sft(z_loss: float = 0.0) -> Objective:
@@ -40,6 +34,21 @@ def sft(z_loss: float = 0.0) -> Objective:
     return objective
 
 
-def sequences(logp_M: Tensor, batch: Batch, count: int) -> Tensor:
-    """Log-probabilities of `count` whole answers: weighted sums over the positions that each owns."""
-    return backend.cast(ops.segment_sum(batch["weights"] * logp_M, batch["owners"], num_segments=count), "float32")
+BUILDERS: dict[str, Callable[..., Objective]] = {
+    "sft": sft,
+    "dpo": dpo,
+    "ipo": ipo,
+    "kto": kto,
+    "orpo": orpo,
+    "simpo": simpo,
+    "reward": reward,
+    "distil": distil,
+}
+
+
+def objective(options: Any) -> Objective:
+    """The objective of a recipe's `Objective`: `name` chooses it, fields with the names of its options are these.
+    None is an option's usual value."""
+    build = BUILDERS[options.name]
+    known = inspect.signature(build).parameters
+    return build(**{name: value for name, value in vars(options).items() if name in known and value is not None})

@@ -7,7 +7,7 @@ Shape letters: D columns, E rows of a matrix; G groups of 32 columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,13 +28,25 @@ Fetch = Callable[[str], Array]  # a canonical name -> its array, packed or not
 class Store:
     """Where parts get their weights from: the schema, the arrays, and what to hold them in."""
 
-    def __init__(self, config: Config, fetch: Fetch, dtype: str, quantize: str | None = None):
+    def __init__(
+        self,
+        config: Config,
+        fetch: Fetch,
+        dtype: str,
+        quantize: str | None = None,
+        wide: Collection[str] = (),
+    ):
+        self.wide = wide
         self.shapes = shapes(config)
         self.fetch = fetch
         self.dtype = dtype
         self.kinds = {} if quantize is None else plan(config, quantize)
         self.variables: dict[str, Any] = {}  # canonical name -> the variable that holds its floats
         self.holders: dict[str, Part] = {}  # canonical name of a matrix -> the part whose `weight` it is
+
+    def type_of(self, name: str, dtype: str | None = None) -> str:
+        """What a tensor is held in: float32 where `wide` names it, else `dtype`, else the network's own."""
+        return "float32" if name in self.wide else dtype or self.dtype
 
     def matrix(self, name: str, holder: Part) -> Floats | Int8 | Int4:
         """The matrix of a canonical name, kept as it should be, for `holder.weight`."""
@@ -59,7 +71,7 @@ class Part(keras.layers.Layer):
         """The variable of a canonical name; None when the schema has no such tensor."""
         if name not in store.shapes:
             return None
-        store.variables[name] = self.variable(name, to_float32(store.fetch(name)), dtype or store.dtype)
+        store.variables[name] = self.variable(name, to_float32(store.fetch(name)), store.type_of(name, dtype))
         return store.variables[name]
 
     def variable(self, name: str, array: np.ndarray, dtype: str, trainable: bool = True) -> Any:

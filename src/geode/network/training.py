@@ -1,11 +1,12 @@
 """Gradients and steps of a Decoder on any framework: micro-batches add up, one application ends the step.
 
-What is minimised is `objectives`' to know, how gradients become changes `optimizers`'; data and files are not known here.
+What is minimised is `objectives`' to know, how gradients become changes `optimizers`'; data are not known here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +34,7 @@ class Outcome:
 class Trainer:
     """A decoder, what of it is trained, and how. `trained` are its variables by name, as `decoder.train` gives them.
 
-    `optimizer` keeps `optimizers.make`'s contract: `state`, a list of variables, and `apply(gradients, lr) -> norm`.
+    `optimizer` is one of `optimizers.make`, for the same variables in the same order.
     """
 
     def __init__(self, decoder: Decoder, trained: Mapping[str, Any], optimizer: Any, objective: Objective):
@@ -69,6 +70,24 @@ class Trainer:
         """Takes back what `state` gave: the same bits."""
         for name, variable in self._kept().items():
             variable.assign(state[name])
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The running means in the weights' place for the block, where the optimizer keeps any."""
+        means = self.optimizer.means
+        own = [np.array(backend.to_numpy(variable.value)) for variable in self.trained.values() if means]
+        for variable, mean in zip(self.trained.values(), means, strict=bool(means)):
+            variable.assign(mean.value)
+        try:
+            yield
+        finally:
+            for variable, array in zip(self.trained.values(), own, strict=bool(means)):
+                variable.assign(array)
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """What was trained, by name: the running means where the optimizer keeps any."""
+        with self.averaged():
+            return {name: np.array(backend.to_numpy(variable.value)) for name, variable in self.trained.items()}
 
     def _kept(self) -> dict[str, Any]:
         return self.trained | {f"optimizer.{i}.{v.name}": v for i, v in enumerate(self.optimizer.state)}

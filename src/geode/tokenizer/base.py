@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
+from typing import Any
 
 from ..errors import TokenizerError
 from .stream import StreamDecoder
@@ -93,21 +96,58 @@ class Tokenizer(ABC):
             ids = [*ids, self.roles.eos]
         return ids
 
+    def located(
+        self, text: str, places: Sequence[int], *, bos: bool = False, mark: str = ""
+    ) -> tuple[list[int], list[int]]:
+        """Ids as `encode` gives them with `special`, and how many of them stand before each of the places in the text.
+
+        A token that reaches over a place stands after it. Only what lies between two control tokens is encoded twice.
+        """
+        if (sound := _sound(text)) != text:
+            text, places = sound, [len(_sound(text[:place])) for place in places]
+        ids: list[int] = []
+        parts: list[tuple[int, int, int | None, list[int]]] = []
+        for start, after, part in self._parts(text, mark):
+            parts.append((start, len(ids), after, part))
+            ids += part
+        parts.append((len(text), len(ids), None, []))
+        counts = []
+        for place in places:
+            start, count, after, part = parts[bisect_right(parts, place, key=itemgetter(0)) - 1]
+            counts.append(count + common(part, self._again(text[start:place], after, mark)))
+        if bos and self.bos is not None and ids[:1] != [self.bos]:
+            return [self.bos, *ids], [count + 1 for count in counts]
+        return ids, counts
+
+    def _again(self, text: str, after: int | None, mark: str) -> list[int]:
+        """Ids of the beginning of a part."""
+        if after is None:
+            return self._marked(text, mark)
+        return self._plain(text.replace(mark, "") if mark else text, after)
+
     def _marked(self, text: str, mark: str) -> list[int]:
         """Ids with control tokens recognised, but for those that a mark breaks."""
-        ids: list[int] = []
-        after = None
+        return [token for _, _, part in self._parts(text, mark) for token in part]
+
+    def _parts(self, text: str, mark: str) -> Iterator[tuple[int, int | None, list[int]]]:
+        """Control tokens and what lies between: where each begins in the text, the control token before it, its ids."""
+        start, after = 0, None
         for part in self._controls.split(text):
             if isinstance(part, int):
-                ids.append(part)
+                yield start, after, [part]
+                start += len(self._control_texts[part])
                 after = part
             else:
-                ids += self._plain(part.replace(mark, "") if mark else part, after)
-        return ids
+                yield start, after, self._plain(part.replace(mark, "") if mark else part, after)
+                start += len(part)
 
     @cached_property
     def _controls(self) -> Matcher:
         return Matcher(self.control)
+
+    @cached_property
+    def _control_texts(self) -> dict[int, str]:
+        return {token: text for text, token in self.control.items()}
 
     @abstractmethod
     def _plain(self, text: str, after: int | None = None) -> list[int]:
@@ -185,6 +225,12 @@ class Matcher:
 def _beginning(first: str, seconds: set[str]) -> str:
     """A pattern of where texts that begin with these two characters may stand; "" is the second of a single one."""
     return re.escape(first) + ("" if "" in seconds else f"(?=[{re.escape(''.join(sorted(seconds)))}])")
+
+
+def common(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """How many elements two sequences begin with alike."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def _sound(text: str) -> str:

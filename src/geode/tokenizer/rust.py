@@ -83,8 +83,8 @@ class Rust(Tokenizer):
             ids: list[int] = self._file.encode(text, add_special_tokens=False).ids
         return ids
 
-    def _marked(self, text: str, mark: str) -> list[int]:
-        return super()._marked(text, mark) if mark and mark in text else self._ids(text, True)
+    def _parts(self, text: str, mark: str) -> Iterator[tuple[int, int | None, list[int]]]:
+        return super()._parts(text, mark) if mark and mark in text else iter([(0, None, self._ids(text, True))])
 
     def _plain(self, text: str, after: int | None = None) -> list[int]:
         if after is None or self._begins_anew(after):

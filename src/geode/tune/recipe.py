@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -16,8 +17,19 @@ from typing import Any, Literal, get_args, get_origin
 from ..errors import OptionError
 
 __all__ = [
-    *["Batch", "Data", "Full", "Lora", "Objective", "Optim", "Recipe", "Run"],
-    *["check", "difference", "from_dict", "override", "to_dict"],
+    "Batch",
+    "Data",
+    "Full",
+    "Lora",
+    "Objective",
+    "Optim",
+    "Recipe",
+    "Run",
+    "check",
+    "difference",
+    "from_dict",
+    "override",
+    "to_dict",
 ]
 
 
@@ -219,9 +231,7 @@ def _built(kind: type, values: Any, where: str) -> Any:
     unknown = [name for name in values if name not in names]
     if unknown:
         raise OptionError(f"{where or 'A recipe'} has no {', '.join(map(str, unknown))}; it has {', '.join(names)}.")
-    return kind(
-        **{name: _checked(hints[name], value, f"{where}.{name}".strip(".")) for name, value in values.items()}
-    )
+    return kind(**{name: _checked(hints[name], value, f"{where}.{name}".strip(".")) for name, value in values.items()})
 
 
 def _checked(hint: Any, value: Any, where: str) -> Any:
@@ -232,22 +242,21 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         return _expect(value in kinds, value, where, "one of " + ", ".join(map(str, kinds)))
     if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in kinds:
-            return None
-        return _checked(next(kind for kind in kinds if kind is not type(None)), value, where)
+        missing = value is None and type(None) in kinds
+        return None if missing else _checked(next(k for k in kinds if k is not type(None)), value, where)
+    if origin is None:
+        return _scalar(hint, value, where)
     if origin is tuple:
         listed = [value] if isinstance(value, str) else value
         _expect(isinstance(listed, list | tuple), value, where, "a list of texts")
         return tuple(_checked(kinds[0], each, where) for each in listed)
-    if origin is not None:  # a mapping
-        _expect(isinstance(value, Mapping), value, where, "an object")
-        return {str(key): _checked(kinds[1], each, where) for key, each in value.items()}
-    return _scalar(hint, value, where)
+    _expect(isinstance(value, Mapping), value, where, "an object")
+    return {str(key): _checked(kinds[1], each, where) for key, each in value.items()}
 
 
 def _scalar(hint: type, value: Any, where: str) -> Any:
     if hint is float:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and value == value  # not NaN
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
         return float(_expect(is_number, value, where, "a number"))
     if hint is int:
         return _expect(isinstance(value, int) and not isinstance(value, bool), value, where, "a whole number")
