@@ -131,6 +131,57 @@ def test_accumulated_is_at_once(cuts: dict[str, dict[str, Any]]) -> None:
     np.testing.assert_allclose(cuts["4 x 2"]["norms"], cuts["1 x 8"]["norms"], rtol=2e-4)
 
 
+def test_peft_learns_alike(model: Path, data: Path, tmp_path: Path) -> None:
+    """Fifty steps of transformers + PEFT + torch.optim.AdamW, the trainer's arithmetic of TRL, in the same order."""
+    peft, torch, transformers = (pytest.importorskip(name) for name in ("peft", "torch", "transformers"))
+    one = changed(recipe(model, data, steps=50), "data.pack=false", "optim.weight_decay=0.01", "optim.final=0")
+    (ours,) = ran("torch", [ask(one, tmp_path / "out")])
+    base = transformers.AutoModelForCausalLM.from_pretrained(model, attn_implementation="eager")
+    linears = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    net = peft.get_peft_model(base, peft.LoraConfig(r=4, lora_alpha=8, target_modules=linears, task_type="CAUSAL_LM"))
+    begin_alike(net, torch)
+    trained = [p for p in net.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=5e-3, weight_decay=0.01)
+    schedule = transformers.get_cosine_schedule_with_warmup(optimizer, 2, 50)
+    theirs = []
+    for micro in micros_of(one):
+        labels = np.full(micro.tokens_BT.shape, -100)
+        places = micro.at_M[micro.weights_M > 0] + 1
+        labels.reshape(-1)[places] = micro.tokens_BT.reshape(-1)[places]
+        given = {"input_ids": micro.tokens_BT, "attention_mask": micro.segments_BT, "labels": labels}
+        loss = net(**{name: torch.as_tensor(array).long() for name, array in given.items()}).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        theirs.append(float(loss.detach()))
+    np.testing.assert_allclose(ours["losses"], theirs, atol=1e-3)
+
+
+def begin_alike(net: Any, torch: Any) -> None:
+    """PEFT's A are given the numbers that ours begin with."""
+    from geode.network.lora import first
+
+    names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v"}
+    names |= {"self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up"}
+    names |= {"mlp.down_proj": "ffn_down"}
+    for theirs, parameter in net.named_parameters():
+        if "lora_A" in theirs:
+            layer, module = theirs.split("layers.")[1].split(".lora_A")[0].split(".", 1)
+            array = first(f"blk.{layer}.{names[module]}.weight", *parameter.shape, 0)
+            parameter.data.copy_(torch.as_tensor(array))
+
+
+def micros_of(one: Recipe) -> list[Any]:
+    from geode import checkpoint
+    from geode.tune import batches, corpus
+
+    template, tokenizer = corpus.words(one, checkpoint.open(one.model))
+    steps = batches.steps(corpus.gather(one, tokenizer, template).train, one)
+    return [steps.at(i)[0] for i in range(steps.count)]
+
+
 # Through a kill
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -62,7 +62,7 @@ def test_ends_and_turning_point() -> None:
         assert rate(optim, 5, 100) == 2e-4
         assert rate(optim, 100, 100) == rate(optim, 1000, 100) == pytest.approx(2e-5)
         falling = course(optim, 100)[5:]
-        assert all(a > b for a, b in zip(falling, falling[1:], strict=False))
+        assert all(a > b for a, b in itertools.pairwise(falling))
 
 
 def test_linear_final_by_hand() -> None:
@@ -70,10 +70,6 @@ def test_linear_final_by_hand() -> None:
     assert course(optim, 4) == pytest.approx([2e-4, 1.75e-4, 1.5e-4, 1.25e-4])
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("lr", None), ("lr", 0.0), ("lr", math.nan), ("schedule", "step"), ("warmup", 1.5), ("final", -0.1)],
-)
-def test_refuses_values_out_of_range(field: str, value: Any) -> None:
-    with pytest.raises(OptionError, match=rf"optim\.{field}={value!r} cannot be; expected "):
-        rate(replace(OPTIM, **{field: value}), 0, 10)
+def test_refuses_a_recipe_without_a_rate() -> None:
+    with pytest.raises(OptionError, match=r"set optim\.lr"):
+        rate(replace(OPTIM, lr=None), 0, 10)

@@ -95,12 +95,16 @@ def write_gguf(adapter: Adapter, path: str | Path) -> None:
 
 
 def _refuse(adapter: Adapter) -> None:
+    if adapter.score is not None:
+        raise OptionError(
+            "The adapter has the head of a reward model, which neither a GGUF adapter nor a merged language model can "
+            "hold. Keep it as peft has it: --to peft."
+        )
     embeddings = {dialect.EMBEDDING, "output.weight"} & adapter.pairs.keys() if adapter.config.tied else set()
     reasons = {
         "has magnitudes (DoRA)": any(pair.magnitude is not None for pair in adapter.pairs.values()),
         f"replaces {len(adapter.replaced)} tensors whole ({', '.join(list(adapter.replaced)[:4])})": adapter.replaced,
         "changes embeddings that the head shares": embeddings,
-        "has a reward model's head": adapter.score is not None,
         "changes nothing": not adapter.pairs,
     }
     for reason, holds in reasons.items():

@@ -44,6 +44,7 @@ def add(verbs: Any) -> None:
     parser.add_argument("--valid", metavar="DATA", action="append", default=[], help="measure on this; repeatable")
     parser.add_argument("--method", choices=[*METHODS, "full"], help="what is trained (lora)")
     parser.add_argument("--on", choices=["auto", "jax", "torch", "tensorflow"], help="the framework (auto)")
+    parser.add_argument("--long", choices=["drop", "split", "error"], help="documents longer than a row (drop)")
     parser.add_argument("--set", metavar="A.B=C", action="append", default=[], help="a leaf of the recipe; repeatable")
     group = parser.add_argument_group("instead of a run")
     group.add_argument("--plan", action="store_true", help="memory and time that the run would take")
@@ -109,6 +110,8 @@ def described(args: argparse.Namespace) -> Recipe:
         recipe = replace(recipe, data=replace(recipe.data, train=tuple(args.places)))
     if args.valid:
         recipe = replace(recipe, data=replace(recipe.data, valid=tuple(args.valid)))
+    if args.long:
+        recipe = replace(recipe, data=replace(recipe.data, long=args.long))
     if args.on:
         recipe = replace(recipe, run=replace(recipe.run, on=args.on))
     recipe = override(_with_method(recipe, args.method), args.set)

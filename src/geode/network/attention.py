@@ -11,6 +11,8 @@ Shape letters: B batch, T queries, S keys, N heads, K key/value heads, G = N/K, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from keras import ops
 
 from ..config import Rope
@@ -50,10 +52,28 @@ def visible(
     return seen
 
 
+Span = tuple[slice, slice]
+"""Some queries, and the keys among which all those lie that they see."""
+
+
 def attend(
-    q_BTNH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, mask_BTS: Tensor, scale: float, softcap: float | None
+    q_BTNH: Tensor,
+    k_BKSH: Tensor,
+    v_BKSH: Tensor,
+    mask_BTS: Tensor,
+    scale: float,
+    softcap: float | None,
+    spans: Sequence[Span] | None = None,
 ) -> Tensor:
-    """Attention of N query heads over K key/value heads: (B, T, N·H). Soft-cap and softmax in float32."""
+    """Attention of N query heads over K key/value heads: (B, T, N·H). Soft-cap and softmax in float32.
+
+    With spans only these parts of the scores are computed: causal rows need half, packed short documents far less.
+    """
+    if spans is not None:
+        parts = [
+            attend(q_BTNH[:, t], k_BKSH[:, :, s], v_BKSH[:, :, s], mask_BTS[:, t, s], scale, softcap) for t, s in spans
+        ]
+        return ops.concatenate(parts, axis=1)
     b, t, n, h = q_BTNH.shape
     kv = k_BKSH.shape[1]
     group = n // kv

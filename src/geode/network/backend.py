@@ -350,6 +350,20 @@ def fused_attention(q_BKRH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, mask_B1RS: T
     return torch.nn.functional.scaled_dot_product_attention(q_BKRH, k_BKSH, v_BKSH, attn_mask=mask_B1RS, scale=scale)
 
 
+def spans(mask_BTS: Tensor, block: int) -> list[tuple[slice, slice]] | None:
+    """For every `block` queries the keys among which all those lie that any row sees; None where shapes are compiled,
+    or nothing would be saved."""
+    b, t, s = mask_BTS.shape
+    if is_compiled() or t <= block:
+        return None
+    found = []
+    for start in range(0, t, block):
+        seen = mask_BTS[:, start : start + block].any(dim=0).any(dim=0).nonzero()
+        first, last = (int(seen[0]), int(seen[-1])) if len(seen) else (0, 0)
+        found.append((slice(start, min(start + block, t)), slice(first, last + 1)))
+    return found
+
+
 def write_slots(kept_BKSH: Tensor, new_BKTH: Tensor, slots_BT: Tensor) -> Tensor:
     """`kept` with `new` at the given slots of each row; in place where the framework works in place."""
     if name() == "torch":
@@ -426,6 +440,25 @@ def records_gradients() -> bool:
     import torch
 
     return bool(torch.is_grad_enabled())
+
+
+def trains_eagerly() -> bool:
+    """Whether gradients are recorded as operations run: then it counts what each of them keeps."""
+    return name() == "torch" and records_gradients()
+
+
+def rms(x: Tensor, weight_D: Tensor, eps: float, cast_first: bool) -> Tensor:
+    """A norm that keeps only what came in for its gradient, where `trains_eagerly`."""
+    from .torch_gradients import Rms
+
+    return Rms.apply(x, weight_D, eps, cast_first)
+
+
+def gated(gate: Tensor, up: Tensor, act: str) -> Tensor:
+    """act(gate) · up, likewise."""
+    from .torch_gradients import Gated
+
+    return Gated.apply(gate, up, act)
 
 
 def loop(count: int, step: Callable[[Any, Any], Any], carry: Any) -> Any:
@@ -607,10 +640,15 @@ def update(
 
     if name() == "torch":
         return _update_torch(function, variables, tensors, rows)
-    old = [variable.value for variable in variables]
-    given = [x if rows is None else ops.reshape(x, (rows, -1)) for x in (*old, *tensors)]
-    for variable, before, new in zip(variables, old, function(*given), strict=True):
-        variable.assign(ops.where(allowed, ops.reshape(new, variable.shape), before))
+    old = [ops.convert_to_tensor(variable.value) for variable in variables]
+
+    def changed() -> list[Tensor]:
+        given = [x if rows is None else ops.reshape(x, (rows, -1)) for x in (*old, *tensors)]
+        return [ops.reshape(new, x.shape) for x, new in zip(old, function(*given), strict=True)]
+
+    # A branch: with a choice for each number XLA's CPU compiler keeps what is new beside what is old (dev/LOG.md).
+    for variable, new in zip(variables, ops.cond(allowed, changed, lambda: old), strict=True):
+        variable.assign(new)
 
 
 def _update_torch(function: Any, variables: Sequence[Any], tensors: Sequence[Tensor], rows: int | None) -> None:

@@ -27,6 +27,7 @@ from .layers import Embedding, Linear, Norm
 from .loss import logprobs
 from .storage import Fetch, Part, Store
 
+BLOCK = 64  # queries that share their keys where the framework computes only the parts of the scores that are seen
 ACTIVATIONS = {
     "silu": ops.silu,
     "gelu": lambda x: ops.gelu(x, approximate=False),
@@ -54,6 +55,7 @@ class View:
         keys = [self.seen(kept, 1) for kept in self.kept] or [positions_BT] * len(self.groups)
         segments = None if segments_BT is None else (segments_BT, segments_BT)
         self.masks = [visible(positions_BT, key, w, segments) for key, w in zip(keys, self.groups, strict=True)]
+        self.spans = [None if cache is not None else backend.spans(mask, BLOCK) for mask in self.masks]
 
     def seen(self, kept: Tensor, axis: int) -> Tensor:
         """The slots of `kept` that can hold anything."""
@@ -88,7 +90,9 @@ class Attention(Part):
             slots = view.slots[self.group]
             kept = (backend.write_slots(kept[0], k_BKSH, slots), backend.write_slots(kept[1], v_BKSH, slots))
             k_BKSH, v_BKSH = view.seen(kept[0], 2), view.seen(kept[1], 2)
-        out_BTD = attend(q_BTNH, k_BKSH, v_BKSH, view.masks[self.group], c.scale, c.attn_softcap)
+        out_BTD = attend(
+            q_BTNH, k_BKSH, v_BKSH, view.masks[self.group], c.scale, c.attn_softcap, view.spans[self.group]
+        )
         return self.attn_output(out_BTD), kept
 
     def _heads(self, linear: Linear, norm: str | None, x_BTD: Tensor, heads: int) -> Tensor:
@@ -110,7 +114,7 @@ class FFN(Part):
 
     def __init__(self, store: Store, name: str, config: Config):
         super().__init__()
-        self.act = ACTIVATIONS[config.activation]
+        self.act, self.kind = ACTIVATIONS[config.activation], config.activation
         self.ffn_gate = Linear(store, f"{name}.ffn_gate") if config.gated else None
         self.ffn_up = Linear(store, f"{name}.ffn_up")
         self.ffn_down = Linear(store, f"{name}.ffn_down")
@@ -118,7 +122,8 @@ class FFN(Part):
     def call(self, x_BTD: Tensor) -> Tensor:
         if self.ffn_gate is None:
             return self.ffn_down(self.act(self.ffn_up(x_BTD)))
-        return self.ffn_down(self.act(self.ffn_gate(x_BTD)) * self.ffn_up(x_BTD))
+        gate, up = self.ffn_gate(x_BTD), self.ffn_up(x_BTD)
+        return self.ffn_down(backend.gated(gate, up, self.kind) if backend.trains_eagerly() else self.act(gate) * up)
 
 
 class Block(Part):

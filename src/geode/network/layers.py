@@ -36,6 +36,8 @@ class Norm(Part):
         self.bias = self.weight_from(store, f"{name}.bias", "float32")
 
     def call(self, x: Tensor) -> Tensor:
+        if self.weight is not None and self.bias is None and self.kind.kind == "rms" and backend.trains_eagerly():
+            return backend.rms(x, self.weight.value, self.kind.eps, self.kind.cast_first)
         h = backend.standardise(backend.cast(x, "float32"), self.kind.eps, self.kind.kind == "layer")
         if self.weight is None:
             return backend.cast(h, x.dtype)

@@ -100,7 +100,7 @@ def load(out: Path) -> dict[bytes, float] | None:
 
 def mismatched(items: Sequence[Judged], length: int) -> list[Judged]:
     """Each prompt with the answer to the next prompt that is another one, cut where a row ends: by these KTO measures
-    how far a network has moved. arxiv.org/abs/2402.01306, section 4.1"""
+    how far a network has moved. arxiv.org/abs/2402.01306"""
     prompts = [item.document.ids[: _first(item.document)].tobytes() for item in items]
     others = _others(prompts)
     return [replace(item, document=_joined(item.document, items[other].document, length))

@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .. import chat, checkpoint
+from .. import checkpoint
 from ..errors import ChatError, OptionError
 from ..formats import Checkpoint
 from ..io import hub
 from ..merge.adapted import Adapted
-from . import setup
+from . import corpus, setup
 from .batches import each_once
 from .documents import Judged, prepare
 from .examples import Labelled, Messages
@@ -49,7 +49,7 @@ class Reward:
         decoder = Decoder(found.config, found.tensors.__getitem__, choice.dtype)
         score.attach(decoder, weight)
         self._scores = score.scoring(decoder)
-        self._tokenizer, self._template = found.tokenizer, _template(found)
+        self._template, self._tokenizer = corpus.words(Recipe(), found)
         self.length, self.rows = found.config.context, rows
 
     def score(self, messages: Messages) -> float:
@@ -69,7 +69,6 @@ class Reward:
         """As examples to learn from were made, so that the score is read where it was trained."""
         talks = [_checked(talk, i) for i, talk in enumerate(conversations, 1)]
         examples = (Labelled(talk[:-1], talk[-1:], True, f"conversation {i}") for i, talk in enumerate(talks, 1))
-        assert self._tokenizer is not None
         made = prepare(examples, self._tokenizer, self._template, length=self.length, long="error")
         if made.report.dropped:
             raise ChatError(f"Not all conversations can be scored: {made.report.reasons()}.")
@@ -85,13 +84,6 @@ def _head(found: Checkpoint, path: str | Path) -> np.ndarray:
             "objective.name=reward, or PEFT with task_type SEQ_CLS and one label."
         )
     return weight
-
-
-def _template(found: Checkpoint) -> chat.Template:
-    source = found.template or (chat.builtin(str(found.chat)) if found.chat else None)
-    if source is None or found.tokenizer is None:
-        raise OptionError(f"{found.path} came without a tokenizer or a chat template, so it cannot read conversations.")
-    return chat.Template(source, found.tokenizer)
 
 
 def _checked(talk: Any, place: int) -> list[Mapping[str, Any]]:

@@ -25,7 +25,7 @@ from .. import manifest
 from ..errors import OptionError, TuningError
 from ..io import hub
 from ..io.lock import claim
-from . import batches, corpus, output, saving, schedule, setup
+from . import batches, besides, corpus, output, preview, saving, schedule, setup, teacher
 from .batches import Micro, Steps
 from .corpus import Corpus
 from .events import Evaluation, Finished, Sample, Saved, Started, Step
@@ -91,6 +91,7 @@ class Job:
     corpus: Corpus
     steps: Steps
     trainer: Trainer
+    besides: besides.Besides
     position: saving.Position
     made_of: Mapping[str, Any]
 
@@ -102,7 +103,7 @@ def prepare(recipe: Recipe, out: Path, say: Callable[[str], None]) -> Job:
     setup.chosen(recipe, found)
     with manifest.Sources(found.files()) as sources:
         texts = corpus.gather(recipe, tokenizer, template)
-        say(texts.text())
+        say(f"{texts.text()}\n{preview.of_documents(texts.train.items, tokenizer, 1)}")
         choice = setup.choose(recipe)
         say(f"Tuning on {choice.why}.")
         steps = batches.steps(texts.train, recipe, fixed=choice.on != "torch")
@@ -110,10 +111,21 @@ def prepare(recipe: Recipe, out: Path, say: Callable[[str], None]) -> Job:
             say(steps.note)
         decoder, trained = setup.network(recipe, found, choice)
         trainer = setup.trainer(recipe, decoder, trained)
+        given = _besides(recipe, out, found, choice, trainer, texts)
         files = sources.listed()
     made_of = {"model": [file["sha256"] for file in files], "data": [file.sha256 for file in texts.files]}
     about = output.Made(recipe, found, template, _base(recipe, out), files, texts.files, texts.counts, choice)
-    return Job(recipe, out, about, texts, steps, trainer, _resumed(recipe, out, trainer, made_of, say), made_of)
+    position = _resumed(recipe, out, trainer, made_of, say)
+    return Job(recipe, out, about, texts, steps, trainer, given, position, made_of)
+
+
+def _besides(
+    recipe: Recipe, out: Path, found: Checkpoint, choice: setup.Choice, trainer: Trainer, texts: Corpus
+) -> besides.Besides:
+    """What the objective needs besides tokens; computed while the network is still the untuned one."""
+    master = teacher.open(recipe.objective, found, choice.dtype) if recipe.objective.name == "distil" else None
+    valid = texts.valid.items if texts.valid is not None else None
+    return besides.open(recipe, trainer, texts.train.items, valid, out, fixed=choice.on != "torch", teacher=master)
 
 
 def _resumed(
@@ -233,7 +245,7 @@ class _Loop:
         number, start = self.position.step, perf_counter()
         micros = self.steps.at(number)
         rate = schedule.rate(self.optim, number, self.steps.count)
-        outcome = self.trainer.step((micro.arrays() for micro in micros), rate)
+        outcome = self.trainer.step(self.job.besides.training(number, micros), rate)
         seconds = perf_counter() - start
         self._check(number + 1, outcome.loss, outcome.norm, micros)
         recent = (*self.position.recent, outcome.loss)[-REMEMBERED:]
@@ -298,16 +310,16 @@ class _Loop:
             packed=data.pack,
             fixed=self.job.about.choice.on != "torch",
         )
-        return self.trainer.measure(micro.arrays() for micro in micros)
+        return self.trainer.measure(self.job.besides.validation(micros))
 
     def _note(self, metrics: Mapping[str, float]) -> None:
         assert self.job.corpus.valid is not None
         loss, step, best = metrics["loss"], self.position.step, self.position.best
         better = best is None or loss < best
-        if better:
+        if better and step:  # the untouched model is there to compare with; it is no result
             self.position = replace(self.position, best=loss, best_step=step, waited=0)
             saving.save_best(self.job.out, self.trainer.weights(), step)
-        else:
+        elif step:
             self.position = replace(self.position, waited=self.position.waited + 1)
         others = {name: value for name, value in metrics.items() if name != "loss"}
         self.listener.evaluated(Evaluation(step, loss, self.job.corpus.valid.report.learnt, better, others))

@@ -99,6 +99,8 @@ class Chosen:
 def chosen(recipe: Recipe, checkpoint: Checkpoint) -> Chosen:
     """What a recipe's method trains of a model. Raises OptionError where a pattern means nothing."""
     config, family, method = checkpoint.config, checkpoint.family, recipe.method
+    if isinstance(method, Full) and recipe.objective.name == "reward":
+        raise OptionError("A reward model is written as an adapter with its score. Choose method lora.")
     if isinstance(method, Full):
         return Chosen((), tuple(targets.tensors(config, family, method.targets, "method.targets")))
     pairs = targets.matrices(config, family, method.targets)
@@ -119,7 +121,7 @@ def network(recipe: Recipe, checkpoint: Checkpoint, choice: Choice) -> tuple[Dec
 
     What is trained is float32, frozen matrices are of the choice's dtype. Raises what opening the tensors raises.
     """
-    from ..network import lora
+    from ..network import lora, score
     from ..network.decoder import Decoder
 
     method, names = recipe.method, chosen(recipe, checkpoint)
@@ -137,6 +139,8 @@ def network(recipe: Recipe, checkpoint: Checkpoint, choice: Choice) -> tuple[Dec
         trained |= lora.attach(
             decoder, names.pairs, rank=method.rank, scale=scale(method), dora=method.dora, seed=recipe.run.seed
         )
+    if recipe.objective.name == "reward":
+        trained |= score.attach(decoder)
     return decoder, trained
 
 
@@ -159,6 +163,5 @@ def adapter(recipe: Recipe, checkpoint: Checkpoint, weights: Mapping[str, np.nda
         name: Pair(weights[f"{name}.lora_a"], weights[f"{name}.lora_b"], factor, weights.get(f"{name}.magnitude"))
         for name in names.pairs
     }
-    return Adapter(
-        checkpoint.family, checkpoint.config, pairs, from_arrays({name: weights[name] for name in names.whole}), base
-    )
+    whole = from_arrays({name: weights[name] for name in names.whole})
+    return Adapter(checkpoint.family, checkpoint.config, pairs, whole, base, score=weights.get("score.weight"))
