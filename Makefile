@@ -1,4 +1,4 @@
-# Two commands: `make run` answers with a real model, `make test` passes the tests. Both set up what they need.
+# Two commands: `make run` answers with real models, `make test` passes the tests. Both set up what they need.
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,6 +9,7 @@ BUILT := pyproject.toml CMakeLists.txt $(wildcard src/geode/native/csrc/*)
 
 run: $(VENV)/.run
 	$(BIN)/geode run gemma3:270m "The capital of France is" --temperature 0 --max-tokens 48
+	$(BIN)/geode run assistant "Name three farm animals, one on each line." --temperature 0 --max-tokens 48
 
 test: $(VENV)/.test
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check

@@ -21,6 +21,7 @@ from geode.tune.recipe import Batch, Data, Full, Lora, Recipe, Run
 
 LORA = Lora(rank=16)
 CONFIGURATIONS: dict[str, tuple[Any, int, int, Run]] = {
+    "lora bf16 2x512 torch": (LORA, 2, 512, Run(on="torch", dtype="bfloat16")),
     "lora bf16 4x512 torch": (LORA, 4, 512, Run(on="torch", dtype="bfloat16")),
     "lora bf16 4x512 torch remat": (LORA, 4, 512, Run(on="torch", dtype="bfloat16", remat="block")),
     "qlora int8 bf16 2x512 torch": (replace(LORA, quantize="int8"), 2, 512, Run(on="torch", dtype="bfloat16")),

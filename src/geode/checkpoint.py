@@ -59,7 +59,10 @@ def _adapted(path: Path, exact: bool) -> Checkpoint:
     from . import adapters
 
     path = path if path.is_dir() else path.parent
-    base = formats.open(adapters.base_of(path))
+    below = adapters.base_of(path)
+    if below.resolve() == path.resolve():
+        raise ConfigError(f"{path} names itself as its base model. Name the one it is for with --base or --adapter.")
+    base = open(below, exact=exact)  # which may be an adapter itself, that was tuned further
     if (other := adapters.other_base(path, base)) is not None:
         raise ConfigError(
             f"{other} The base model has changed since. Bring the old one back, or name the one that is meant: "

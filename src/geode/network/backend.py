@@ -449,14 +449,14 @@ def trains_eagerly() -> bool:
 
 def rms(x: Tensor, weight_D: Tensor, eps: float, cast_first: bool) -> Tensor:
     """A norm that keeps only what came in for its gradient, where `trains_eagerly`."""
-    from .torch_gradients import Rms
+    from .gradients_torch import Rms
 
     return Rms.apply(x, weight_D, eps, cast_first)
 
 
 def gated(gate: Tensor, up: Tensor, act: str) -> Tensor:
     """act(gate) · up, likewise."""
-    from .torch_gradients import Gated
+    from .gradients_torch import Gated
 
     return Gated.apply(gate, up, act)
 

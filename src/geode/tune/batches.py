@@ -27,7 +27,7 @@ from .recipe import Recipe
 __all__ = ["Micro", "Steps", "each_once", "steps"]
 
 Row = Sequence[Item]
-ROUND = 32  # tokens that rows of one document are padded to a multiple of
+ROUND = 32  # what the length of rows of one document, and the number of learnt places, are padded to a multiple of
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Micro:
     tokens        how many there are, without padding
     learnt        how many targets there are
 
-    M and S are padded to few different sizes, as a compiler of fixed shapes wants it.
+    Where shapes are fixed M is padded to few different sizes, as a compiler wants it; else to a multiple of ROUND.
     """
 
     tokens_BT: np.ndarray
@@ -259,7 +259,7 @@ class _Form:
             owners.append(np.full(len(learnt), owner))
             found.append(document)
         places = np.concatenate([*at, np.zeros(0, int)])
-        count, room = len(places), _room(len(places), tokens.size)
+        count, room = len(places), self._room(len(places), tokens.size)
         labels = self._labels(rows)
         return Micro(
             tokens,
@@ -283,6 +283,12 @@ class _Form:
         longest = max(_length(item) for row in rows for item in row)
         return lines, min(-(-longest // ROUND) * ROUND, self.length)
 
+    def _room(self, count: int, size: int) -> int:
+        """An eighth, a quarter, half or all of B·T: the least that holds so many."""
+        if not self.fixed:
+            return max(1, -(-count // ROUND)) * ROUND
+        return next(room for part in (8, 4, 2, 1) if (room := -(-size // part)) >= count)
+
     def _placed(self, rows: Sequence[Row]) -> Iterator[tuple[int, int, int, Document]]:
         """Each sequence with its line of tokens, where it starts there, and its number in it."""
         wide = 2 if self.kind is Paired else 1
@@ -301,11 +307,6 @@ class _Form:
             return np.zeros(0, np.int8)
         room = 1 << max(1, (len(labels) - 1).bit_length())
         return np.array(labels + [-1] * (room - len(labels)), np.int8)
-
-
-def _room(count: int, size: int) -> int:
-    """An eighth, a quarter, half or all of B·T: the least that holds so many."""
-    return next(room for part in (8, 4, 2, 1) if (room := -(-size // part)) >= count)
 
 
 def _padded(values: np.ndarray, room: int, dtype: type = np.int32) -> np.ndarray:

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import math
-import resource
+import shutil
 import signal
 import statistics
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from .. import bench, manifest
 from .. import checkpoint as checkpoints
-from .. import manifest
 from ..errors import OptionError, TuningError
+from ..formats import Checkpoint
 from ..io import hub
 from ..io.lock import claim
 from . import batches, besides, corpus, output, preview, saving, schedule, setup, teacher
@@ -34,10 +35,15 @@ from .progress import Listener, Listeners, Silent
 from .recipe import Recipe, check
 
 if TYPE_CHECKING:
+    from ..lm import Local
     from ..network.training import Trainer
 
 __all__ = ["Result", "tune"]
 
+LEFT = (
+    *("checkpoints", "tensorboard", "log.jsonl", "loss.svg", "geode.json", "recipe.json", "references.npz"),
+    *("adapter_config.json", "adapter_model.safetensors", "config.json", "model*.safetensors*"),
+)
 REMEMBERED = 20  # losses that a divergence is judged by
 RISE = 2.0  # nats above the best of them, and twice as high: no learning recovers from that
 
@@ -98,7 +104,7 @@ class Job:
 
 def prepare(recipe: Recipe, out: Path, say: Callable[[str], None]) -> Job:
     """Opens model and data, takes the last checkpoint where there is one. Data are looked at before a framework is."""
-    found = checkpoints.open(hub.resolve(recipe.model))
+    found = checkpoints.open(hub.resolve(recipe.model), exact=True)
     template, tokenizer = corpus.words(recipe, found)
     setup.chosen(recipe, found)
     with manifest.Sources(found.files()) as sources:
@@ -175,12 +181,10 @@ def _is_ours(out: Path) -> bool:
 
 
 def _clear(out: Path) -> None:
-    import shutil
-
-    for path in out.iterdir():
-        if path.name == ".lock":
-            continue
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Removes what a run goes on from and what a model is told by; the rest is written over, or is not ours."""
+    for pattern in LEFT:
+        for path in out.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _writers(out: Path) -> list[Any]:
@@ -261,7 +265,7 @@ class _Loop:
                 tokens=sum(micro.tokens for micro in micros),
                 learnt=sum(micro.learnt for micro in micros),
                 seconds=seconds,
-                memory=_peak(),
+                memory=bench.peak_memory() or 0,
                 sources=_sources(micros),
                 metrics={name: value for name, value in outcome.metrics.items() if name != "loss"},
             )
@@ -330,8 +334,24 @@ class _Loop:
             return
         with self.trainer.averaged():
             for prompt in run.samples:
-                text = answer(self.trainer.decoder, self.job.about, prompt, run.sample_tokens)
-                self.listener.sampled(Sample(self.position.step, prompt, text))
+                self.listener.sampled(Sample(self.position.step, prompt, self._answer(prompt)))
+
+    def _answer(self, prompt: str) -> str:
+        """What the network says now, greedily: through the chat template where there is one."""
+        asked: Any = prompt if self.job.about.template is None else [{"role": "user", "content": prompt}]
+        options = {"max_tokens": self.recipe.run.sample_tokens, "temperature": 0}
+        text: str = self._lm.stream(asked, **options).result().text
+        return text
+
+    @cached_property
+    def _lm(self) -> Local:
+        """The network in training as a model that answers; made once, as compiled programs are."""
+        from ..lm import Local
+        from ..network.executor import Executor
+
+        about = self.job.about
+        found = about.checkpoint
+        return Local(Executor(self.trainer.decoder), found.tokenizer, about.template, found.ends)
 
     def _save(self) -> None:
         position = replace(self.position, made_of=self.job.made_of)
@@ -370,20 +390,3 @@ def _due(step: int, every: int) -> bool:
 
 def _sources(micros: Iterable[Micro]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(source for micro in micros for source in micro.sources))
-
-
-def answer(decoder: Any, about: output.Made, prompt: str, tokens: int) -> str:
-    """What the network says to a prompt now, greedily: through the chat template where there is one."""
-    from ..lm import Local
-    from ..network.executor import Executor
-
-    lm = Local(Executor(decoder), about.checkpoint.tokenizer, about.template, about.checkpoint.ends)
-    asked: Any = [{"role": "user", "content": prompt}] if about.template is not None else prompt
-    text: str = lm.stream(asked, max_tokens=tokens, temperature=0).result().text
-    return text
-
-
-def _peak() -> int:
-    """The most memory that this process ever had, in bytes."""
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
