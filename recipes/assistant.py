@@ -36,7 +36,7 @@ def recipe(data: Path) -> Recipe:
             train=(str(files["train"]),), valid=(str(files["valid"]),), shape="messages", template="gemma", length=512
         ),
         method=Lora(rank=16, alpha=32, targets=("blk.*",)),
-        optim=Optim(lr=8e-4, warmup=0.05, weight_decay=0.0, clip=1.0),
+        optim=Optim(lr=6e-4, warmup=0.05, weight_decay=0.0, clip=1.0),
         batch=Batch(rows=4),
-        run=Run(epochs=1, evaluate_every=100, save_every=100, patience=None, samples=SAMPLES),
+        run=Run(epochs=1, evaluate_every=70, save_every=70, patience=None, samples=SAMPLES),
     )

@@ -34,14 +34,14 @@ TALK = 2000  # characters of a conversation at most
 CLAIM = "Is this true? "
 
 TAKE = {  # rows of each FLAN set in training; chat sets are taken whole
-    "creak": 3600,
-    "ecqa": 4200,
+    "creak": 2000,
+    "ecqa": 2000,
     "qasc": 1000,
-    "strategyqa": 1900,
-    "sensemaking": 1000,
-    "gsm8k": 300,
+    "strategyqa": 1200,
+    "sensemaking": 600,
+    "gsm8k": 150,
 }
-TIMES = {"llms_from_scratch": 3, "alpaca": 3, "oasst": 3, "own": 4}  # how often a row is said in one pass; others once
+TIMES = {"llms_from_scratch": 2, "alpaca": 2, "oasst": 2, "own": 4}  # how often a row is said in one pass; others once
 SHORT = {"creak": 100, "strategyqa": 80, "ecqa": 120, "qasc": 100}  # questions of each that are asked
 VALID = {"creak": 12, "ecqa": 12, "qasc": 8, "strategyqa": 8, "sensemaking": 6, "gsm8k": 4}
 HELD = {"llms_from_scratch": 0.05, "alpaca": 0.07, "oasst": 0.15}  # shares of the chat sets that are held out

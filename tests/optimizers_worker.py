@@ -24,7 +24,6 @@ SHAPES = {
     "tall": (160, 48),
     "experts": (3, 20, 12),
     "norm": (64,),
-    "one": (),
 }
 """8-bit are the first three; blocks of 256 in all of them."""
 
@@ -105,7 +104,7 @@ def course(optim: Optim) -> dict[str, Any]:
     survives: whether a step of gradients that are no numbers changes nothing at all.
     """
     optim = replace(optim, ema=0.8)
-    ours, other = Ours(optim, start()), Ours(optim, start(2))
+    ours = Ours(optim, start())
     norms, means, half = [], start(), (start(), start())
     for step in range(STEPS):
         if step == STEPS // 2:
@@ -115,18 +114,21 @@ def course(optim: Optim) -> dict[str, Any]:
         means = {name: value + share * (ours.weights()[name] - value) for name, value in means.items()}
     found = {name: ours.state()[f"{name}_mean"] for name in means}
     assert [mean.name for mean in ours.optimizer.means] == [f"{name}_mean" for name in means]
+    ended = {name: value.tolist() for name, value in ours.weights().items()}
+    return {"norms": norms, "weights": ended, "means": distance(means, found)} | again(ours, half)
+
+
+def again(ours: Ours, half: tuple[Weights, Weights]) -> dict[str, bool]:
+    """`resumes` and `survives` of `course`. Not of AdamW twice, nor of what keeps nothing."""
+    if ours.optim.name == "sgd" or ours.optim.clip is None:
+        return {}
+    other = Ours(ours.optim, start(2))
     other.load(*half)
     for step in range(STEPS // 2, STEPS):
         other.apply(step)
     resumes = same(ours, other)
     norm = other.apply(STEPS, math.nan)
-    return {
-        "norms": norms,
-        "weights": {name: value.tolist() for name, value in ours.weights().items()},
-        "means": distance(means, found),
-        "resumes": resumes,
-        "survives": not math.isfinite(norm) and same(ours, other),
-    }
+    return {"resumes": resumes, "survives": not math.isfinite(norm) and same(ours, other)}
 
 
 def scaled() -> float:

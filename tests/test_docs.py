@@ -53,7 +53,7 @@ def test_local_links_lead_somewhere(page: Path) -> None:
 
 def test_the_index_names_every_page() -> None:
     pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
-    assert pages <= set(re.findall(r"\]\(([\w.]+)\)", read("docs/index.md")))
+    assert pages <= set(re.findall(r"\]\(([\w.-]+)\)", read("docs/index.md")))
 
 
 def test_the_tree_is_the_tree() -> None:

@@ -268,6 +268,20 @@ def test_peft_computes_the_same(tuned: Path, model: Path) -> None:
     np.testing.assert_allclose(geode.load(str(tuned), on="native").logits(ids), theirs, atol=2e-4)
 
 
+def test_merged_file_answers_alike(tuned: Path, tmp_path: Path) -> None:
+    import geode
+
+    geode.convert(str(tuned), tmp_path / "merged.gguf", dtype="float32", quiet=True)
+    lm, merged = geode.load(str(tuned), on="native", dtype="float32"), geode.load(tmp_path / "merged.gguf", on="native")
+    ids = lm.tokenize("then it ran to the red house")
+    np.testing.assert_allclose(merged.logits(ids), lm.logits(ids), atol=1e-4)
+    talk = [{"role": "user", "content": "the cat"}]
+    assert (
+        merged.generate(talk, max_tokens=5, temperature=0).tokens
+        == lm.generate(talk, max_tokens=5, temperature=0).tokens
+    )
+
+
 def test_output_tells_what_it_is_made_of(tuned: Path) -> None:
     made = json.loads((tuned / "geode.json").read_text())
     assert made["recipe"]["method"]["rank"] == 4 and made["result"]["steps"] == 6
@@ -291,6 +305,50 @@ def test_whole_model_is_written_whole(everywhere: Any, tmp_path: Path, model: Pa
     assert lm.generate("the cat", max_tokens=3).tokens
 
 
+# Other objectives
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Preferences and labels: better answers speak of the cat, worse ones of rain."""
+    rng, folder = random.Random(3), tmp_path_factory.mktemp("judged")
+    files = {"pairs": folder / "pairs.jsonl", "labels": folder / "labels.jsonl"}
+    with files["pairs"].open("w") as pairs, files["labels"].open("w") as labels:
+        for number in range(24):
+            prompt = " ".join(rng.choices(WORDS, k=4))
+            good, bad = f"the cat {rng.choice(WORDS)}", f"rain in {rng.choice(WORDS)}"
+            pairs.write(json.dumps({"prompt": prompt, "chosen": good, "rejected": bad}) + "\n")
+            row = {"prompt": prompt, "completion": bad if number % 2 else good, "label": number % 2 == 0}
+            labels.write(json.dumps(row) + "\n")
+    return files
+
+
+def test_every_objective_runs(model: Path, data: Path, judged: dict[str, Path], tmp_path: Path) -> None:
+    learns = {"dpo": "pairs", "orpo": "pairs", "reward": "pairs", "kto": "labels", "distil": ""}
+    asked = []
+    for name, kind in learns.items():
+        one = recipe(model, judged.get(kind, data), steps=8, evaluate_every=4)
+        settings = [f"objective.name={name}", "data.holdout=0.2", "optim.lr=5e-3"]
+        settings += [f'objective.teacher="{model}"', "objective.temperature=2"] if name == "distil" else []
+        asked.append(ask(changed(one, *settings), tmp_path / name))
+    for name, answer in zip(learns, ran("torch", asked), strict=True):
+        assert answer.get("reason") == "done", (name, answer)
+        assert len(answer["measured"]) == 3 and np.isfinite(answer["losses"]).all()
+        if name != "distil":  # which begins as its own teacher, at the least loss that there is
+            assert answer["measured"][-1] < answer["measured"][0], name
+    talk = lambda words: [{"role": "user", "content": "a mat"}, {"role": "assistant", "content": words}]  # noqa: E731
+    better, worse = _in_a_process(tmp_path / "reward", [talk("the cat sat"), talk("rain in house")])
+    assert better > worse
+
+
+def _in_a_process(folder: Path, talks: list[Any]) -> list[float]:
+    code = "import json, sys; from geode.tune.reward import Reward\n"
+    code += "print(json.dumps(Reward(sys.argv[1], on='torch').scores(json.loads(sys.argv[2])).tolist()))"
+    done = subprocess.run([sys.executable, "-c", code, str(folder), json.dumps(talks)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return list(json.loads(done.stdout.splitlines()[-1]))
+
+
 # What cannot be
 
 
@@ -298,10 +356,10 @@ def test_whole_model_is_written_whole(everywhere: Any, tmp_path: Path, model: Pa
     ("settings", "words"),
     [
         (["method.rank=0"], "method.rank should be 1 or more"),
-        (["method.targets=[\"qq_proj\"]"], "means no tensor of this model. Its tensors are"),
-        (["method.targets=[\"lm_head\"]"], "Its head is its embedding"),
+        (['method.targets=["qq_proj"]'], "means no tensor of this model. Its tensors are"),
+        (['method.targets=["lm_head"]'], "Its head is its embedding"),
         (["data.template=nothing"], "data.template should be"),
-        (["data.train=[\"missing.jsonl\"]"], "missing.jsonl"),
+        (['data.train=["missing.jsonl"]'], "missing.jsonl"),
         (["objective.name=dpo"], "learns from pairs of answers"),
     ],
 )
@@ -346,7 +404,7 @@ def test_a_half_run_of_another_recipe_is_told(model: Path, data: Path, tmp_path:
 
 
 def test_divergence_names_the_rows(model: Path, data: Path, tmp_path: Path) -> None:
-    one = changed(recipe(model, data, steps=60), "optim.lr=50", "optim.clip=null", "optim.schedule=constant")
+    one = changed(recipe(model, data, steps=60), "method=full", "optim.lr=1e30", "optim.clip=null")
     (answer,) = ran("torch", [ask(one, tmp_path / "out")])
     assert answer["error"] == "TuningError"
     assert "talk.jsonl:" in answer["message"] and "optim.lr" in answer["message"]

@@ -78,7 +78,9 @@ class Objective:
     name: Literal["sft", "dpo", "ipo", "kto", "orpo", "simpo", "reward", "distil"] = "sft"
     beta: float | None = None  # None: the method's usual one
     gamma: float = 0.5  # simpo's margin, as a share of beta
-    label_smoothing: float = 0.0  # dpo's
+    label_smoothing: float = 0.0  # dpo's: how likely a label is wrong
+    desirable: float = 1.0  # kto: what a good answer weighs
+    undesirable: float = 1.0  # kto: what another one weighs
     reference: bool = True  # dpo, kto: against the untuned model, or without
     z_loss: float = 0.0  # sft: pulls log Z to 0. arxiv.org/abs/2204.02311
     teacher: str | None = None  # distil: a model that shares the vocabulary
@@ -295,6 +297,7 @@ def check(recipe: Recipe) -> None:
     _expect(optim.clip is None or optim.clip > 0, optim.clip, "optim.clip", "above 0, or null")
     _expect(optim.ema is None or 0 < optim.ema < 1, optim.ema, "optim.ema", "between 0 and 1, or null")
     _expect(objective.beta is None or objective.beta > 0, objective.beta, "objective.beta", "above 0, or null")
+    _expect(0 <= objective.label_smoothing < 0.5, objective.label_smoothing, "objective.label_smoothing", "below 0.5")
     _expect(objective.z_loss >= 0, objective.z_loss, "objective.z_loss", "0 or more")
     _expect(objective.top >= 1, objective.top, "objective.top", "1 or more")
     _expect(objective.temperature > 0, objective.temperature, "objective.temperature", "above 0")
