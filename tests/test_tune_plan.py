@@ -125,7 +125,8 @@ def test_time_and_text() -> None:
 
 
 def test_the_peak_may_be_while_weights_are_read() -> None:
-    short = made(rows=1, length=8, dtype="bfloat16", file=7)
+    wide, recipe = TINY.replace(vocab=50_000), made(rows=1, length=8).recipe
+    short = plan(wide, recipe, MATRICES, (), on="torch", dtype="bfloat16", file=7)
     assert "while weights are read" in short.text()
     assert short.total == short.memory["framework"] + 7 + short.loading
     assert "while weights are read" not in made(rows=64).text()

@@ -353,7 +353,7 @@ def fused_attention(q_BKRH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, mask_B1RS: T
 def spans(mask_BTS: Tensor, block: int) -> list[tuple[slice, slice]] | None:
     """For every `block` queries the keys among which all those lie that any row sees; None where shapes are compiled,
     or nothing would be saved."""
-    b, t, s = mask_BTS.shape
+    t = mask_BTS.shape[1]
     if is_compiled() or t <= block:
         return None
     found = []
@@ -546,13 +546,13 @@ def _differentiate_torch(function: Any, trained: Sequence[Any], frozen: Sequence
 def _differentiate_tensorflow(function: Any, trained: Sequence[Any], frozen: Sequence[Any]) -> Any:
     import tensorflow as tf
 
-    @tf.function(autograph=False, jit_compile=True)
     def found(arrays: Any) -> Any:
         with tf.GradientTape() as tape:
             loss, metrics = function(arrays)
         gradients = tape.gradient(loss, [variable.value for variable in trained])
         return metrics, [tf.convert_to_tensor(gradient) for gradient in gradients]
 
+    found = tf.function(found, autograph=False, jit_compile=True)
     add = tf.function(lambda a, b: [x + y for x, y in zip(a, b, strict=True)], autograph=False)
 
     def run(arrays: Any, total: Any) -> Any:
@@ -585,7 +585,7 @@ def _application_jax(apply: Callable[..., Tensor], variables: Sequence[Any]) -> 
             y = apply(gradients, lr)
         return y, [scope.get_current_value(variable) for variable in variables]
 
-    jitted = jax.jit(pure, donate_argnums=(0, 1))
+    jitted = jax.jit(pure, donate_argnums=0)
 
     def run(gradients: list[Tensor], lr: Any) -> Tensor:
         y, values = jitted([variable.value for variable in variables], gradients, lr)

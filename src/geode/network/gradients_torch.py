@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-Tensor = torch.Tensor
+Tensor = Any  # torch.Tensor
 GELU = {"gelu": "none", "gelu_tanh": "tanh"}
 
 

@@ -37,7 +37,8 @@ class LowRank(Part):
         rows, columns = shape
         self.a = self.variable(f"{name}.lora_a", first(name, rank, columns, seed), "float32")
         self.b = self.variable(f"{name}.lora_b", np.zeros((rows, rank), np.float32), "float32")
-        self.magnitude, self.length = None, None
+        self.magnitude: Any = None
+        self.length: Any = None
         if dora:
             squares = backend.to_numpy(base.squares())
             self.length = self.variable(f"{name}.squares", squares, "float32", trainable=False)

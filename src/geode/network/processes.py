@@ -38,6 +38,11 @@ from .storage import Fetch
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
+# Their names since PyTorch 2.13, and before.
+_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
 def join(seconds: float = 600.0) -> tuple[int, int]:
     """Joins the processes that `torchrun` has started, as its environment says: this one's number, and their count.
 
@@ -202,10 +207,21 @@ class Rows:
 
         def gathering(*inputs: Any) -> Any:
             every = [_Whole.apply(v.value, self._rows[v.name], self.index, self.count) for v in cut]
-            with keras.StatelessScope(state_mapping=list(zip(cut, every, strict=True))):
+            with _InPlace(cut, every):
                 return call(*inputs)
 
         return gathering
+
+
+class _InPlace(keras.StatelessScope):  # type: ignore[misc]
+    """Inside, variables have these values; unlike Keras's own scope it lets a shape differ from the variable's."""
+
+    def __init__(self, variables: Sequence[Any], values: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._values = {id(variable): value for variable, value in zip(variables, values, strict=True)}
+
+    def get_current_value(self, ref: Any) -> Tensor | None:
+        return self._values.get(id(ref))
 
 
 class _Whole(torch.autograd.Function):
@@ -218,7 +234,7 @@ class _Whole(torch.autograd.Function):
         # As bytes: a message has no need to know bfloat16 or float16.
         mine = _filled(part.detach(), size).reshape(size, -1).contiguous().view(torch.uint8)
         every = mine.new_empty((count * size, mine.shape[1]))
-        dist.all_gather_into_tensor(every, mine)
+        _gather(every, mine)
         return every.view(part.dtype).reshape(count * size, *part.shape[1:])[:rows]
 
     @staticmethod
@@ -227,7 +243,7 @@ class _Whole(torch.autograd.Function):
         size = -(-rows // count)
         every = _filled(upstream[0], count * size).contiguous()
         own = every.new_empty((size, *every.shape[1:]))
-        dist.reduce_scatter_tensor(own, every)
+        _scatter(own, every)
         return own[:mine], None, None, None
 
 

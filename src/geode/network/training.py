@@ -34,11 +34,17 @@ class Outcome:
 class Trainer:
     """A decoder, what of it is trained, and how. `trained` are its variables by name, as `decoder.train` gives them.
 
+    `place` (`tune.place`) says where batches go, how figures of several processes add up, and how a tensor is read.
     `optimizer` is one of `optimizers.make`, for the same variables in the same order.
     """
 
-    def __init__(self, decoder: Decoder, trained: Mapping[str, Any], optimizer: Any, objective: Objective):
+    def __init__(
+        self, decoder: Decoder, trained: Mapping[str, Any], optimizer: Any, objective: Objective, place: Any = None
+    ):
         self.decoder = decoder
+        self._batch = place.batch if place else dict
+        self._summed = place.summed if place else dict
+        self._read = place.read if place else lambda value: np.array(backend.to_numpy(value))
         self.trained = dict(trained)
         self.optimizer = optimizer
         variables = list(self.trained.values())
@@ -53,18 +59,18 @@ class Trainer:
         total: Any = None
         gathered: list[Any] = []
         for micro in micros:
-            metrics, total = self._gradients(micro, total)
+            metrics, total = self._gradients(self._batch(micro), total)
             gathered.append(metrics)
         norm = float(backend.to_numpy(self._apply(total, np.float32(lr))))
-        return Outcome(_sums(gathered), norm)
+        return Outcome(self._summed(_sums(gathered)), norm)
 
     def measure(self, micros: Iterable[Arrays]) -> dict[str, float]:
         """The figures of micro-batches, summed; nothing is changed."""
-        return _sums([self._measure(micro) for micro in micros])
+        return _sums([self._measure(self._batch(micro)) for micro in micros])
 
     def state(self) -> dict[str, np.ndarray]:
         """All numbers that the next step depends on, by name."""
-        return {name: np.array(backend.to_numpy(variable.value)) for name, variable in self._kept().items()}
+        return {name: self._read(variable.value) for name, variable in self._kept().items()}
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:
         """Takes back what `state` gave: the same bits."""
@@ -75,7 +81,7 @@ class Trainer:
     def averaged(self) -> Iterator[None]:
         """The running means in the weights' place for the block, where the optimizer keeps any."""
         means = self.optimizer.means
-        own = [np.array(backend.to_numpy(variable.value)) for variable in self.trained.values() if means]
+        own = [self._read(variable.value) for variable in self.trained.values() if means]
         for variable, mean in zip(self.trained.values(), means, strict=bool(means)):
             variable.assign(mean.value)
         try:
@@ -87,7 +93,7 @@ class Trainer:
     def weights(self) -> dict[str, np.ndarray]:
         """What was trained, by name: the running means where the optimizer keeps any."""
         with self.averaged():
-            return {name: np.array(backend.to_numpy(variable.value)) for name, variable in self.trained.items()}
+            return {name: self._read(variable.value) for name, variable in self.trained.items()}
 
     def _kept(self) -> dict[str, Any]:
         return self.trained | {f"optimizer.{i}.{v.name}": v for i, v in enumerate(self.optimizer.state)}

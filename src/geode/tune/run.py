@@ -14,6 +14,7 @@ import signal
 import statistics
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +27,7 @@ from ..errors import OptionError, TuningError
 from ..formats import Checkpoint
 from ..io import hub
 from ..io.lock import claim
-from . import batches, besides, corpus, output, preview, saving, schedule, setup, teacher
+from . import batches, besides, corpus, output, place, plan, preview, saving, schedule, setup, teacher
 from .batches import Micro, Steps
 from .corpus import Corpus
 from .events import Evaluation, Finished, Sample, Saved, Started, Step
@@ -81,10 +82,14 @@ def tune(
     """
     check(recipe)
     out = Path(out)
-    with _workplace(out, force, say), _signals() as stop:
-        job = prepare(recipe, out, say)
-        every = Listeners([*_writers(out), *listeners], say)
-        return _Loop(job, every, stop).run()
+    is_lead = place.leads()
+    with ExitStack() as stack:
+        if is_lead:
+            stack.enter_context(_workplace(out, force, say))
+        stop = stack.enter_context(_signals())
+        job = prepare(recipe, out, say if is_lead else lambda text: None, stack)
+        every = Listeners([*_writers(out), *listeners] if is_lead else [], say)
+        return _Loop(job, every, stop, is_lead).run()
 
 
 @dataclass(frozen=True)
@@ -96,14 +101,16 @@ class Job:
     about: output.Made
     corpus: Corpus
     steps: Steps
+    place: place.Place
     trainer: Trainer
     besides: besides.Besides
     position: saving.Position
     made_of: Mapping[str, Any]
 
 
-def prepare(recipe: Recipe, out: Path, say: Callable[[str], None]) -> Job:
-    """Opens model and data, takes the last checkpoint where there is one. Data are looked at before a framework is."""
+def prepare(recipe: Recipe, out: Path, say: Callable[[str], None], stack: ExitStack) -> Job:
+    """Opens model and data, takes the last checkpoint where there is one. Data are looked at before a framework is.
+    `stack` keeps the place of the network until the run is over."""
     found = checkpoints.open(hub.resolve(recipe.model), exact=True)
     template, tokenizer = corpus.words(recipe, found)
     setup.chosen(recipe, found)
@@ -112,17 +119,36 @@ def prepare(recipe: Recipe, out: Path, say: Callable[[str], None]) -> Job:
         say(f"{texts.text()}\n{preview.of_documents(texts.train.items, tokenizer, 1)}")
         choice = setup.choose(recipe)
         say(f"Tuning on {choice.why}.")
-        steps = batches.steps(texts.train, recipe, fixed=choice.on != "torch")
-        if steps.note:
-            say(steps.note)
+        _check_memory(recipe, found, choice, texts)
+        here = place.find(recipe, found.config, choice.on)
+        steps = batches.steps(texts.train, recipe, processes=here.count, fixed=choice.on != "torch")
+        for note in filter(None, [steps.note, *here.notes]):
+            say(note)
+        stack.enter_context(here.scope())
         decoder, trained = setup.network(recipe, found, choice)
-        trainer = setup.trainer(recipe, decoder, trained)
+        trainer = setup.trainer(recipe, decoder, trained, here)
         given = _besides(recipe, out, found, choice, trainer, texts)
         files = sources.listed()
     made_of = {"model": [file["sha256"] for file in files], "data": [file.sha256 for file in texts.files]}
     about = output.Made(recipe, found, template, _base(recipe, out), files, texts.files, texts.counts, choice)
     position = _resumed(recipe, out, trainer, made_of, say)
-    return Job(recipe, out, about, texts, steps, trainer, given, position, made_of)
+    return Job(recipe, out, about, texts, steps, here, trainer, given, position, made_of)
+
+
+def _check_memory(recipe: Recipe, found: Checkpoint, choice: setup.Choice, texts: Corpus) -> None:
+    """Raises CapacityError where the plan does not fit. What an accelerator has free, the system does not tell."""
+    from ..network import backend
+
+    if not backend.on_cpu():
+        return
+    names, report = setup.chosen(recipe, found), texts.train.report
+    options = {"on": choice.on, "dtype": choice.dtype, "file": found.tensors.nbytes}
+
+    def planned(recipe: Recipe) -> plan.Plan:
+        share = min(1.0, report.learnt / max(1, report.tokens))
+        return plan.plan(found.config, recipe, names.pairs, names.whole, learnt=share, **options)  # type: ignore[arg-type]
+
+    plan.check_memory(planned(recipe), again=planned)
 
 
 def _besides(
@@ -222,8 +248,8 @@ def _signals() -> Iterator[threading.Event]:
 class _Loop:
     """Steps, evaluations and checkpoints of one run."""
 
-    def __init__(self, job: Job, listener: Silent, stop: threading.Event):
-        self.job, self.listener, self.stop = job, listener, stop
+    def __init__(self, job: Job, listener: Silent, stop: threading.Event, is_lead: bool = True):
+        self.job, self.listener, self.stop, self.is_lead = job, listener, stop, is_lead
         self.recipe, self.trainer, self.steps = job.recipe, job.trainer, job.steps
         self.position = job.position
         self.optim = replace(job.recipe.optim, lr=setup.learning_rate(job.recipe))
@@ -247,7 +273,7 @@ class _Loop:
 
     def _step(self) -> None:
         number, start = self.position.step, perf_counter()
-        micros = self.steps.at(number)
+        micros = self.steps.at(number, self.job.place.index)
         rate = schedule.rate(self.optim, number, self.steps.count)
         outcome = self.trainer.step(self.job.besides.training(number, micros), rate)
         seconds = perf_counter() - start
@@ -322,11 +348,16 @@ class _Loop:
         better = best is None or loss < best
         if better and step:  # the untouched model is there to compare with; it is no result
             self.position = replace(self.position, best=loss, best_step=step, waited=0)
-            saving.save_best(self.job.out, self.trainer.weights(), step)
+            self._keep_best(step)
         elif step:
             self.position = replace(self.position, waited=self.position.waited + 1)
         others = {name: value for name, value in metrics.items() if name != "loss"}
         self.listener.evaluated(Evaluation(step, loss, self.job.corpus.valid.report.learnt, better, others))
+
+    def _keep_best(self, step: int) -> None:
+        weights = self.trainer.weights()
+        if self.is_lead:
+            saving.save_best(self.job.out, weights, step)
 
     def _sample(self) -> None:
         run = self.recipe.run
@@ -355,15 +386,19 @@ class _Loop:
 
     def _save(self) -> None:
         position = replace(self.position, made_of=self.job.made_of)
-        path = saving.save(self.job.out, self.trainer.state(), position, self.recipe, self.recipe.run.keep)
-        self.listener.saved(Saved(self.position.step, path))
+        state = self.trainer.state()
+        if self.is_lead:
+            path = saving.save(self.job.out, state, position, self.recipe, self.recipe.run.keep)
+            self.listener.saved(Saved(self.position.step, path))
 
     def _finish(self, reason: str) -> Result:
         """The best weights, or the last where nothing was evaluated, as a model that serves."""
         out, position = self.job.out, self.position
-        kept = saving.best(out)
-        weights, step = kept or (self.trainer.weights(), position.step)
         loss = position.recent[-1] if position.recent else math.nan
+        own, done = self.trainer.weights(), Result(out, reason, position.step, loss, position.best, position.best_step)
+        if not self.is_lead:
+            return done
+        weights, step = saving.best(out) or (own, position.step)
         result = {
             "ended": reason,
             "steps": position.step,
@@ -381,7 +416,7 @@ class _Loop:
         output.describe(out, self.job.about, read(out / "log.jsonl"))
         if reason != "interrupted":
             saving.clear(out)
-        return Result(out, reason, position.step, loss, position.best, position.best_step)
+        return done
 
 
 def _due(step: int, every: int) -> bool:

@@ -19,6 +19,7 @@ from ..errors import MissingExtra, OptionError
 from ..formats import Checkpoint
 from ..tensors import from_arrays
 from . import targets
+from .place import Place
 from .recipe import Full, Lora, Recipe
 
 if TYPE_CHECKING:
@@ -144,14 +145,16 @@ def network(recipe: Recipe, checkpoint: Checkpoint, choice: Choice) -> tuple[Dec
     return decoder, trained
 
 
-def trainer(recipe: Recipe, decoder: Decoder, trained: Mapping[str, Any]) -> Trainer:
-    """The trainer of a network by a recipe. Raises OptionError."""
-    from ..network import objectives, optimizers
+def trainer(recipe: Recipe, decoder: Decoder, trained: Mapping[str, Any], place: Place | None = None) -> Trainer:
+    """The trainer of a network by a recipe, in its place. Raises OptionError."""
+    from ..network import objectives
     from ..network.training import Trainer
 
+    place = place or Place()
     ends = [v.name for name, v in trained.items() if name.startswith(("token_embd.", "output."))]
-    optimizer = optimizers.make(recipe.optim, list(trained.values()), ends)
-    return Trainer(decoder, trained, optimizer, objectives.objective(recipe.objective))
+    optimizer = place.optimizer(recipe.optim, list(trained.values()), ends)
+    objective = place.objective(objectives.objective(recipe.objective), decoder, trained)
+    return Trainer(decoder, trained, optimizer, objective, place)
 
 
 def adapter(recipe: Recipe, checkpoint: Checkpoint, weights: Mapping[str, np.ndarray], base: str) -> Adapter:
