@@ -217,7 +217,7 @@ def peak_flops(threads: int) -> float:
 
 
 def flops(learnt: float, method: str) -> float:
-    """Multiplications and additions of a token that cannot be left out: blocks forth and back, the head where learnt."""
+    """Operations of a token that cannot be left out: blocks forth and back, the head where it is learnt."""
     from geode import checkpoint
     from geode.io import hub
     from geode.tensors import shapes

@@ -9,6 +9,7 @@ Linux only. The plan is made from the model's header alone, before anything is a
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import subprocess
 import sys
@@ -55,7 +56,7 @@ def measure(model: str, name: str, steps: int) -> dict[str, Any]:
     recipe = recipe_of(model, name)
     found = checkpoint.open(hub.resolve(recipe.model))
     choice = setup.choose(recipe)
-    from geode.network import decoder as _  # noqa: F401 - what the framework itself takes
+    importlib.import_module("geode.network.decoder")  # what the framework itself takes
 
     stages = {"framework": status("VmRSS")}
     trainer = setup.trainer(recipe, *setup.network(recipe, found, choice))
@@ -98,7 +99,11 @@ def main() -> None:
             print(f"{name}: {done.stderr.strip().splitlines()[-1]}")
             continue
         real = json.loads(done.stdout.strip().splitlines()[-1])
-        print(name, {key: round(value / 1e6) if value > 1e4 else round(value, 2) for key, value in real.items()}, flush=True)
+        print(
+            name,
+            {key: round(value / 1e6) if value > 1e4 else round(value, 2) for key, value in real.items()},
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

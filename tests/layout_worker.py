@@ -33,16 +33,16 @@ NETWORKS = {"gemma": GEMMA, "llama": LLAMA}
 ONE: Mapping[str, int] = {}
 MESHES = {
     "one": ONE,
-    "data": {"data": 8},
     "fsdp": {"fsdp": 8},
-    "tensor": {"fsdp": 4, "tensor": 2},
+    "tensor": {"data": 4, "tensor": 2},
     "all": {"data": 2, "fsdp": 2, "tensor": 2},
 }
 RUNS = {
     "gemma full floats": ["fsdp", "all"],
-    "llama lora floats": ["data", "tensor"],
-    "llama lora int4": ["all"],
+    "llama lora int4": ["tensor"],
 }
+"""Network, method and storage, and the meshes they are tried on beside one device."""
+
 ROWS, LENGTH, STEPS = 8, 16, 6
 SHOWN = {"attn_q": "blk.0.attn_q.weight", "ffn_down": "blk.0.ffn_down.weight", "embedding": "token_embd.weight"}
 
@@ -93,7 +93,7 @@ def run(config: Config, mesh: Mapping[str, int], lora: bool, quantize: str | Non
         trainer = trainer_of(config, lora, quantize)
         outcomes = [trainer.step([batch], 3e-3) for batch in batches()]
         return {"loss": [o.loss for o in outcomes], "norm": [o.norm for o in outcomes]}
-    from geode.network.layout import Layout
+    from geode.network.layout_jax import Layout
 
     layout = Layout(config, mesh)
     with layout.scope():
@@ -129,7 +129,7 @@ def meshes() -> dict[str, Any]:
 
 
 def errors() -> dict[str, str]:
-    from geode.network.layout import Layout
+    from geode.network.layout_jax import Layout
 
     def said(mesh: Any, rows: int) -> str:
         try:
@@ -149,10 +149,10 @@ def errors() -> dict[str, str]:
 def process() -> dict[str, Any]:
     import jax
 
-    from geode.network import layout
+    from geode.network import layout_jax as layout
 
     layout.join()
-    found = run(LLAMA, {"data": 2, "fsdp": 2}, False)
+    found = run(LLAMA, {"data": 2, "fsdp": 2}, True, "int4")
     return found | {"processes": jax.process_count(), "here": len(jax.local_devices()), "all": len(jax.devices())}
 
 

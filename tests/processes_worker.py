@@ -42,7 +42,8 @@ def halves(batch: dict[str, np.ndarray], index: int, count: int) -> list[dict[st
 
 
 def run(config: Config, is_lora: bool, quantize: str | None, index: int, count: int, cut: bool) -> dict[str, Any]:
-    from geode.network import lora, objectives, optimizers, processes
+    from geode.network import lora, objectives, optimizers
+    from geode.network import processes_torch as processes
     from geode.network.decoder import Decoder
     from geode.network.training import Trainer
 
@@ -58,7 +59,9 @@ def run(config: Config, is_lora: bool, quantize: str | None, index: int, count: 
         rows.attach(decoder)
     names = rows.names(decoder) if rows else set()
     variables = list(trained.values())
-    optimizer: Any = processes.Optimizer(OPTIM, variables, (), names) if count > 1 else optimizers.make(OPTIM, variables)
+    optimizer: Any = (
+        processes.Optimizer(OPTIM, variables, (), names) if count > 1 else optimizers.make(OPTIM, variables)
+    )
     trainer = Trainer(decoder, trained, optimizer, objectives.sft(1e-3))
     outcomes = [trainer.step(halves(batch, index, count), 3e-3) for batch in batches()]
     losses = [processes.summed(o.metrics)["loss"] if count > 1 else o.loss for o in outcomes]
@@ -74,7 +77,7 @@ def run(config: Config, is_lora: bool, quantize: str | None, index: int, count: 
 
 
 def refusals(index: int, count: int) -> dict[str, str]:
-    from geode.network import processes
+    from geode.network import processes_torch as processes
 
     def said(action: Any) -> str:
         try:
@@ -90,7 +93,7 @@ def refusals(index: int, count: int) -> dict[str, str]:
 
 def main() -> dict[str, Any]:
     backend.select("torch")
-    from geode.network import processes
+    from geode.network import processes_torch as processes
 
     index, count = processes.join(60)
     found: dict[str, Any] = {}

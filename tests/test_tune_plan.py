@@ -17,7 +17,9 @@ from geode.tune import kept
 from geode.tune.plan import Machine, Plan, check_memory, plan
 from geode.tune.recipe import Batch, Data, Full, Lora, Objective, Optim, Recipe, Run
 
-TINY = Config(96, width=64, depth=2, heads=4, kv_heads=2, head_dim=16, ffn=128, context=512, block="sandwich", tied=True)
+TINY = Config(
+    96, width=64, depth=2, heads=4, kv_heads=2, head_dim=16, ffn=128, context=512, block="sandwich", tied=True
+)
 MATRICES = tuple(name for name, shape in shapes(TINY).items() if len(shape) == 2 and name.startswith("blk."))
 GB = 10**9
 

@@ -54,7 +54,9 @@ class Method:
         return [name[len(start) : -len(".weight")] for name in names if name.startswith(start)]
 
 
-def block_bytes(config: Config, block: int, rows: int, length: int, method: Method, tensor: int = 1) -> dict[str, float]:
+def block_bytes(
+    config: Config, block: int, rows: int, length: int, method: Method, tensor: int = 1
+) -> dict[str, float]:
     """Bytes that one block keeps of rows × length tokens, by what keeps them. `tensor`: devices that share heads and
     the ffn's channels."""
     attn = config.layers[block]

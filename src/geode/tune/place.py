@@ -69,7 +69,7 @@ class Meshed(Place):
     """JAX's devices as a mesh."""
 
     def __init__(self, config: Config, mesh: Mapping[str, int]):
-        from ..network import layout
+        from ..network import layout_jax as layout
 
         if "JAX_NUM_PROCESSES" in os.environ:
             layout.join()
@@ -91,12 +91,12 @@ class Together(Place):
         self.index, self.count = index, count
 
     def optimizer(self, optim: Any, variables: list[Any], apart: list[str]) -> Any:
-        from ..network.processes import Optimizer
+        from ..network.processes_torch import Optimizer
 
         return Optimizer(optim, variables, apart)
 
     def summed(self, figures: Mapping[str, float]) -> Mapping[str, float]:
-        from ..network.processes import summed
+        from ..network.processes_torch import summed
 
         return summed(figures)
 
@@ -108,7 +108,7 @@ def find(recipe: Recipe, config: Config, on: str) -> Place:
     if on == "jax" and recipe.run.mesh:
         return Meshed(config, recipe.run.mesh)
     if on == "torch" and "WORLD_SIZE" in os.environ:
-        from ..network.processes import join
+        from ..network.processes_torch import join
 
         index, count = join()
         if count > 1 and recipe.objective.name == "kto":

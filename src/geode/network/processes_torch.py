@@ -5,9 +5,9 @@ Batches, and what a network is made of, are not known here.
     every process                 its own rows of a step; weights of all processes' targets sum to 1 (`tune.batches`)
     end of a step                 gradients are added up, not averaged: one flat sum over processes, no wrapper around
                                   the network, and no overlap with the backward pass
-    matrices cut (`Rows`)         process p keeps rows p·n … of each matrix, frozen or trained, and of what the optimizer
-                                  remembers; a block gathers its own for its forward, again for its backward, and gives
-                                  each process the sum of its rows' gradients
+    matrices cut (`Rows`)         process p keeps rows p·n … of each matrix, frozen or trained, and of what its
+                                  optimizer remembers; a block gathers its own for its forward, again for its
+                                  backward, and gives each process the sum of its rows' gradients
 
 That is what FSDP2 does. `fully_shard` itself exchanges the parameters of `torch.nn.Module`s; Keras's parts read their
 `keras.Variable`s, which go on to point at the whole ones. So the gathered ones are put in their place by Keras's own
@@ -65,7 +65,7 @@ def join(seconds: float = 600.0) -> tuple[int, int]:
     except (RuntimeError, ValueError) as problem:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise BackendError(
-            f"Process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} could not join the others at {place}: {problem} "
+            f"Process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} could not join others at {place}: {problem} "
             "Start all of them, with the same MASTER_ADDR and MASTER_PORT and a RANK each."
         ) from problem
     return dist.get_rank(), dist.get_world_size()
@@ -101,7 +101,7 @@ class Optimizer:
         self._is_cut = [variable.name in cut for variable in variables]
         if optim.name in self.WHOLE and any(self._is_cut):
             raise OptionError(
-                f"optim.name {optim.name} looks at whole matrices, and here they are cut among processes. Choose adamw, "
+                f"optim.name {optim.name} looks at whole matrices; here they are cut among processes. Choose adamw, "
                 "adam8bit or sgd, or let every process keep all weights."
             )
         self.clip, self.variables = optim.clip, list(variables)
@@ -239,7 +239,7 @@ class _Whole(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        rows, index, count, mine = ctx.place
+        rows, _, count, mine = ctx.place
         size = -(-rows // count)
         every = _filled(upstream[0], count * size).contiguous()
         own = every.new_empty((size, *every.shape[1:]))

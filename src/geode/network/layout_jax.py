@@ -37,7 +37,7 @@ def join(coordinator: str | None = None, process: int | None = None, count: int 
     coordinator: "host:port" of process 0. What is not given is JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID and
         JAX_NUM_PROCESSES, or what a cluster (Slurm, a TPU pod …) tells JAX itself.
 
-    CPUs talk by gloo. Raises OptionError for values that do not fit together, BackendError where the others do not come.
+    CPUs talk by gloo. Raises OptionError for values that do not fit together, BackendError where others do not come.
     """
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
     process = _number("JAX_PROCESS_ID") if process is None else process
