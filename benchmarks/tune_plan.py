@@ -18,6 +18,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from geode.tune.plan import Plan, plan
 from geode.tune.recipe import Batch, Data, Full, Lora, Recipe, Run
 
 LORA = Lora(rank=16)
@@ -37,6 +38,19 @@ CONFIGURATIONS: dict[str, tuple[Any, int, int, Run]] = {
 def recipe_of(model: str, name: str) -> Recipe:
     method, rows, length, run = CONFIGURATIONS[name]
     return Recipe(model, Data(train=("random",), length=length), method, batch=Batch(rows=rows), run=run)
+
+
+def planned(model: str, name: str) -> Plan:
+    """What the planner says, from the header alone."""
+    from geode import checkpoint
+    from geode.io import hub
+    from geode.tune import setup
+
+    recipe = recipe_of(model, name)
+    found = checkpoint.open(hub.resolve(model))
+    names, run = setup.chosen(recipe, found), recipe.run
+    size = found.tensors.nbytes
+    return plan(found.config, recipe, names.pairs, names.whole, on=run.on, dtype=run.dtype, file=size)
 
 
 def status(field: str) -> int:
@@ -92,18 +106,18 @@ def main() -> None:
     if args.measure:
         print(json.dumps(measure(args.model, args.measure, args.steps)))
         return
+    print(f"{'':<32}{'planned':>10}{'peak':>10}{'':>8}{'step':>9}", flush=True)
     for name in args.only:
         command = [sys.executable, __file__, "--model", args.model, "--steps", str(args.steps), "--measure", name]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            print(f"{name}: {done.stderr.strip().splitlines()[-1]}")
+            print(f"{name}: {done.stderr.strip().splitlines()[-1]}", flush=True)
             continue
         real = json.loads(done.stdout.strip().splitlines()[-1])
-        print(
-            name,
-            {key: round(value / 1e6) if value > 1e4 else round(value, 2) for key, value in real.items()},
-            flush=True,
-        )
+        said, peak = planned(args.model, name).total, real["peak"]
+        print(f"{name:<32}{said / 1e6:>7.0f} MB{peak / 1e6:>7.0f} MB{said / peak - 1:>+8.1%}{real['seconds']:>7.2f} s")
+        rest = ", ".join(f"{key} {value / 1e6:.0f}" for key, value in real.items() if key not in ("peak", "seconds"))
+        print(f"{'':<32}{rest}", flush=True)
 
 
 if __name__ == "__main__":

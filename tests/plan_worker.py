@@ -21,7 +21,7 @@ from geode.tune.recipe import Batch, Data, Full, Lora, Optim, Recipe, Run
 
 GEMMA3 = GEMMA.replace(depth=3, attn_softcap=None, qk_norm="shared", pattern=(Attn(40), Attn()), context=256)
 LAYERED = LLAMA.replace(depth=2, norm=replace(LLAMA.norm, kind="layer", bias=True), gated=False, activation="gelu")
-LORA, FULL = Lora(rank=4), Full()
+PLAIN, LORA, FULL = Optim(), Lora(rank=4), Full()
 RUNS: dict[str, tuple[Config, Any, str, str, int]] = {
     "gemma3 lora bf16": (GEMMA3, LORA, "bfloat16", "none", 192),
     "gemma3 lora bf16 remat": (GEMMA3, LORA, "bfloat16", "block", 192),
@@ -41,7 +41,7 @@ def recipe_of(method: Any, remat: str, length: int, optim: Optim) -> Recipe:
     return Recipe("tiny", Data(train=("-",), length=length), method, optim=optim, batch=Batch(rows=2), run=run)
 
 
-def parts(config: Config, method: Any, dtype: str, remat: str, length: int, optim: Optim = Optim()) -> Any:
+def parts(config: Config, method: Any, dtype: str, remat: str, length: int, optim: Optim = PLAIN) -> Any:
     """The plan of a run, its decoder, trained variables and optimizer."""
     from geode.network import lora, optimizers
     from geode.network.decoder import Decoder

@@ -98,7 +98,7 @@ def test_half_an_environment(environment: dict[str, str], words: str) -> None:
     pytest.importorskip("keras")
     code = (
         "from geode.network import backend; backend.select('torch')\n"
-        "from geode.network import processes\n"
+        "from geode.network import processes_torch as processes\n"
         "try: processes.join()\n"
         "except Exception as error: print(type(error).__name__, error)\n"
     )

@@ -22,9 +22,10 @@ TINY = Config(
 )
 MATRICES = tuple(name for name, shape in shapes(TINY).items() if len(shape) == 2 and name.startswith("blk."))
 GB = 10**9
+LORA = Lora(rank=4)
 
 
-def made(method: Any = Lora(rank=4), rows: int = 2, on: str = "torch", dtype: str = "float32", **more: Any) -> Plan:
+def made(method: Any = LORA, rows: int = 2, on: str = "torch", dtype: str = "float32", **more: Any) -> Plan:
     run = Run(remat=more.pop("remat", "none"), mesh=more.pop("mesh", {}))
     batch = Batch(rows, more.pop("accumulate", 1))
     optim, objective = Optim(name=more.pop("optim", "adamw")), Objective(name=more.pop("objective", "sft"))

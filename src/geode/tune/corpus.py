@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -83,8 +84,9 @@ def gather(recipe: Recipe, tokenizer: Tokenizer, template: Template | None) -> C
         examples, valid = _parted(examples, data.holdout, recipe.run.seed)
     made = _documents(data, examples, tokenizer, template)
     measured = _documents(data, valid, tokenizer, template) if valid else None
+    told = Counter(example.source.rpartition(":")[0] for example in (*examples, *valid))
     files = [
-        DataFile(file.name, _digest(file.path), use=use)
+        DataFile(file.name, _digest(file.path), told[file.name], use)
         for use, one in zip(("training", "validation"), readings, strict=False)
         for file in one.files
     ]
