@@ -79,7 +79,7 @@ def measure(model: str, name: str, steps: int) -> dict[str, Any]:
     count = shape[0] * shape[1]
     seconds = []
     for _ in range(steps):
-        arrays = {
+        arrays: dict[str, np.ndarray] = {
             "tokens": random.integers(0, found.config.vocab, shape).astype(np.int32),
             "positions": np.tile(np.arange(shape[1], dtype=np.int32), (shape[0], 1)),
             "segments": np.ones(shape, np.int32),

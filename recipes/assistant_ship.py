@@ -1,6 +1,6 @@
 """The tuned assistant into the package: python recipes/assistant_ship.py OUT, after assistant_eval.py has measured it.
 
-What goes with the adapter is its manifest, its notice and its card, with the measured tables; the run's log stays behind.
+What goes with the adapter is its manifest, its notice and its card, with the measured tables; the log stays behind.
 """
 
 from __future__ import annotations
