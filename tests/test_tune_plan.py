@@ -171,12 +171,12 @@ def test_it_counts_as_the_network_does(real: Any) -> None:
 
 
 def test_it_knows_what_autograd_keeps(real: Any) -> None:
-    """Within 3 % of the tensors that PyTorch saves, and the head's gradient, which the loss keeps for itself."""
+    """Within 5 % of the tensors that PyTorch saves, and the head's gradient, which the loss keeps for itself."""
     for name, run in real["runs"].items():
         if "remat" in name:
             assert run["kept"] < run["plan activations"]  # and one block, when its time comes
         else:
-            assert run["plan activations"] == pytest.approx(run["kept"] + run["aside"], rel=0.03), name
+            assert run["plan activations"] == pytest.approx(run["kept"] + run["aside"], rel=0.05), name
 
 
 def test_other_recipes_keep_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

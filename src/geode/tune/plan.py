@@ -209,7 +209,7 @@ def _smaller(recipe: Recipe) -> list[tuple[str, Recipe]]:
         found.append((words, replace(recipe, batch=smaller)))
     if run.remat == "none":
         found.append(("run.remat=block", replace(recipe, run=replace(run, remat="block"))))
-    if recipe.data.length > 128:
+    if recipe.data.length >= 128:
         half = recipe.data.length // 2
         found.append((f"data.length={half}", replace(recipe, data=replace(recipe.data, length=half))))
     if isinstance(method, Lora) and method.quantize != "int4":
