@@ -36,6 +36,7 @@ ROWS, LENGTH, RANK, STEPS = 4, 512, 16, 3
 DATA = Path(__file__).parents[1] / "recipes" / "assistant_own.jsonl"
 GOALS = {"lora": {"plain": 4.0, "chunked": 4.0}, "full": {"plain": 2.0, "chunked": 2.0}}
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+TILE = 32768  # tokens of the vocabulary that TRL's loss takes at a time
 Step = Callable[[Any], float]
 
 
@@ -121,16 +122,14 @@ def plain(args: argparse.Namespace) -> Step:
 def chunked(args: argparse.Namespace) -> Step:
     """As TRL's trainer has it where there is no Triton: all positions, forward and again in the backward."""
     from trl.kernels import ChunkedLogProbFunction
-    from trl.trainer import utils
 
     def loss(model: Any, given: dict[str, Any]) -> Any:
         labels = given.pop("labels")[:, 1:]
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         hidden = inner.model(**given, use_cache=False).last_hidden_state[:, :-1]
         flat = hidden.reshape(-1, hidden.shape[-1])
-        size = utils._CHUNKED_LOGPROB_CHUNK_SIZE
         targets = labels.clamp(min=0).reshape(-1)
-        found = ChunkedLogProbFunction.apply(flat, inner.lm_head.weight, None, targets, 1.0, size, None, 1.0, ())
+        found = ChunkedLogProbFunction.apply(flat, inner.lm_head.weight, None, targets, 1.0, TILE, None, 1.0, ())
         kept = labels.reshape(-1) >= 0
         return -found[0][kept].sum() / kept.sum()
 
