@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .generate import Options, Piece, Usage
     from .lm import LM, Fake, Local, Result, Score
     from .lm import open as load
+    from .remote import Remote
 
 __version__ = "0.1.0"
 
@@ -26,6 +27,7 @@ __all__ = [
     "Local",
     "Options",
     "Piece",
+    "Remote",
     "Result",
     "Score",
     "Usage",
@@ -40,6 +42,7 @@ _ROOMS = {
     "errors": {"GeodeError"},
     "generate": {"Options", "Piece", "Usage"},
     "lm": {"LM", "Fake", "Local", "Result", "Score", "load"},
+    "remote": {"Remote"},
 }
 
 

@@ -15,7 +15,8 @@
     ├── BackendError            a framework, dtype or accelerator that cannot be used as asked
     │   └── MissingExtra        an optional dependency that is not installed
     ├── CapacityError           not enough memory or disk for what was asked
-    └── DownloadError           the network, a registry, a licence gate or a checksum said no
+    ├── DownloadError           the network, a registry, a licence gate or a checksum said no
+    └── RemoteError             a server that computes for us refused, or cannot be reached
 
 The command line prints the message as one paragraph and exits with `exit_code`; it knows nothing else of these classes.
 """
@@ -95,3 +96,13 @@ class CapacityError(GeodeError):
 
 class DownloadError(GeodeError):
     """A download that cannot be finished."""
+
+
+class RemoteError(GeodeError):
+    """A model's server refused, hung up or cannot be reached; `status` is that of HTTP where there was one."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, status: int | None = None):
+        super().__init__(message)
+        self.status = status

@@ -10,7 +10,6 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,7 +27,8 @@ from .errors import (
     TensorError,
     TokenizerError,
 )
-from .generate import Executor, Options, Piece, Row, Usage, likelihood, stream
+from .generate import Executor, Options, Piece, Row, likelihood, stream
+from .results import Result, Score, Stream, gather, options_of
 
 if TYPE_CHECKING:
     from .chat import Template
@@ -37,53 +37,6 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int] | Sequence[Message]
-
-
-@dataclass(frozen=True)
-class Result:
-    """One whole answer. `tokens` are all that were generated, an end token included, of which `text` shows nothing.
-
-    `logprobs` has one number a token and `top_logprobs` the alternatives (id, logprob); both None unless asked for.
-    """
-
-    text: str
-    tokens: list[int]
-    finish_reason: str | None
-    usage: Usage
-    logprobs: list[float] | None = None
-    top_logprobs: list[tuple[tuple[int, float], ...]] | None = None
-
-
-@dataclass(frozen=True)
-class Score:
-    """How likely a continuation is: natural logarithms, summed and token by token."""
-
-    logprob: float
-    is_greedy: bool  # every token was the likeliest
-    token_logprobs: list[float]
-    tokens: list[int]
-
-
-class Stream(Iterator[Piece]):
-    """Pieces as they come. `usage` counts along; `finish_reason` is there once the last piece is out."""
-
-    def __init__(self, pieces: Iterator[Piece], usage: Usage):
-        self.usage = usage
-        self.finish_reason: str | None = None
-        self._pieces = pieces
-
-    def __next__(self) -> Piece:
-        piece = next(self._pieces)
-        self.finish_reason = piece.finish_reason
-        return piece
-
-    def close(self) -> None:
-        """Ends early and lets go of the model's state; harmless twice."""
-        self._pieces = iter(())
-
-    def result(self) -> Result:
-        """The pieces not yet taken, gathered into one."""
-        return gather(self, self.usage)
 
 
 class LM(Protocol):
@@ -142,14 +95,14 @@ class Local:
 
         Raises OptionError, ContextError, TokenizerError, ChatError.
         """
-        row = self._row(self._ids(prompt), _options(options))
+        row = self._row(self._ids(prompt), options_of(options))
         return Stream((piece for _, piece in stream(self.executor, [row])), row.usage)
 
     def generate(self, prompt: Prompt | Sequence[Prompt], **options: Any) -> Result | list[Result]:
         """The whole answer; for a list of prompts a list of answers, each the same as if it were asked alone."""
         if not _is_many(prompt):
             return self.stream(prompt, **options).result()  # type: ignore[arg-type]
-        asked = _options(options)
+        asked = options_of(options)
         rows = [self._row(self._ids(one), asked) for one in prompt]  # type: ignore[arg-type]
         groups = [rows[i : i + self.batch] for i in range(0, len(rows), self.batch)]
         return [result for group in groups for result in self._together(group)]
@@ -285,28 +238,6 @@ class Local:
         return Score(float(np.sum(logprobs)), all(greedy), logprobs, ids[start:])
 
 
-def gather(pieces: Iterable[Piece], usage: Usage) -> Result:
-    """The pieces of one answer as one `Result`."""
-    every = list(pieces)
-    logprobs = [piece.logprob for piece in every if piece.logprob is not None]
-    return Result(
-        text="".join(piece.text for piece in every),
-        tokens=[piece.token for piece in every if piece.token is not None],
-        finish_reason=every[-1].finish_reason if every else None,
-        usage=usage,
-        logprobs=logprobs or None,
-        top_logprobs=[piece.top_logprobs for piece in every] if logprobs else None,
-    )
-
-
-def _options(given: Mapping[str, Any]) -> Options:
-    names = [field.name for field in fields(Options)]
-    unknown = [name for name in given if name not in names]
-    if unknown:
-        raise OptionError(f"Unknown options: {', '.join(unknown)}. The options are {', '.join(sorted(names))}.")
-    return Options(**given)
-
-
 def _is_many(prompt: Any) -> bool:
     return isinstance(prompt, list | tuple) and len(prompt) > 0 and isinstance(prompt[0], str | Sequence | np.ndarray)
 
@@ -431,7 +362,8 @@ def open(
     check: bool = False,
 ) -> Local:
     """Opens a model: a known name ("gemma3:270m"), hf:owner/repo, a .gguf file, a Hugging Face directory, or that of a
-    LoRA adapter, which names its base model.
+    LoRA adapter, which names its base model. The address of a server (http://127.0.0.1:8080/v1#name) gives a `Remote`,
+    which wears the same face but has no `logits`; the options below are not its own.
 
     on       "native", "torch", "jax", "tensorflow", or "auto": the framework that this process or KERAS_BACKEND already
              uses; else an installed one where there is an accelerator; else native. One process has one framework.
@@ -446,6 +378,11 @@ def open(
 
     Raises ModelNotFound, FormatError, ConfigError, TensorError, BackendError; CapacityError before any weight is read.
     """
+    if str(name_or_path).startswith(("http://", "https://")):
+        from .remote import Remote
+
+        asked = {"adapter": adapter, "threads": threads, "kv_type": kv_type, "quantize": quantize}
+        return _far(Remote, str(name_or_path), [*(["on"] * (on != "auto")), *(n for n, v in asked.items() if v)])
     backend = _backend(on)
     _check_dtype(dtype)
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
@@ -473,6 +410,13 @@ def open(
             found.config, found.tensors, on=backend, dtype=dtype, threads=threads, quantize=quantize
         )
     return Local(executor, *text, own_template=found.template is not None)
+
+
+def _far(make: Any, url: str, given: Sequence[str]) -> Any:
+    """A model on a server, whose loading is the server's business."""
+    if given:
+        raise OptionError(f"{url} is a server's address; {', '.join(given)} are for models that are loaded here.")
+    return make(url)
 
 
 def _backend(on: str) -> str:
