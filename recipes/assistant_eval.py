@@ -23,7 +23,8 @@ from time import perf_counter
 from typing import Any
 
 import geode
-from geode.lm import Local, Result
+from geode.lm import Local
+from geode.results import Result
 
 HERE = Path(__file__).parent
 QUESTIONS = HERE / "assistant_questions.jsonl"

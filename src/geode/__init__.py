@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from .conversion import convert
     from .errors import GeodeError
     from .generate import Options, Piece, Usage
-    from .lm import LM, Fake, Local, Result, Score
+    from .lm import LM, Fake, Local
     from .lm import open as load
     from .remote import Remote
+    from .results import Result, Score
 
 __version__ = "0.1.0"
 
@@ -41,8 +42,9 @@ _ROOMS = {
     "conversion": {"convert"},
     "errors": {"GeodeError"},
     "generate": {"Options", "Piece", "Usage"},
-    "lm": {"LM", "Fake", "Local", "Result", "Score", "load"},
+    "lm": {"LM", "Fake", "Local", "load"},
     "remote": {"Remote"},
+    "results": {"Result", "Score"},
 }
 
 

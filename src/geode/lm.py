@@ -382,7 +382,8 @@ def open(
         from .remote import Remote
 
         asked = {"adapter": adapter, "threads": threads, "kv_type": kv_type, "quantize": quantize}
-        return _far(Remote, str(name_or_path), [*(["on"] * (on != "auto")), *(n for n, v in asked.items() if v)])
+        given = [*(["on"] * (on != "auto")), *(name for name, value in asked.items() if value)]
+        return _far(Remote, str(name_or_path), given)  # type: ignore[no-any-return]
     backend = _backend(on)
     _check_dtype(dtype)
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
