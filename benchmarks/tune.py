@@ -60,7 +60,7 @@ def micros(args: argparse.Namespace) -> Iterator[Any]:
 
     described = recipe(args)
     words = corpus.words(described, checkpoint.open(hub.resolve(described.model)))
-    steps = batches.steps(corpus.gather(described, words[1], words[0]).train, described, fixed=True)
+    steps = batches.steps(corpus.gather(described, words[1], words[0]).train, described, fixed=args.on != "torch")
     return (steps.at(i)[0] for i in range(steps.count))
 
 

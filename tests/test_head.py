@@ -352,8 +352,8 @@ class Watched:
     def __init__(self, executor: Any):
         self.inner, self.config = executor, executor.config
         self.rows, self.shares = 0, []  # type: ignore[var-annotated]
-        self._needed = executor._needed
-        executor._needed = self.needed
+        self._needed = executor.needed
+        executor.needed = self.needed
 
     def prefill(self, *arguments: Any) -> Any:
         return self.inner.prefill(*arguments)
@@ -398,9 +398,9 @@ def compare(path: Path, steps: int) -> Watched:
     watched = Watched(lm.executor)
     for options in REAL:
         few = run(watched, lm.tokenizer, steps, **options)
-        lm.executor._needed = lambda hidden, needs: lm.executor._logits(hidden)
+        lm.executor.needed = lambda hidden, needs: lm.executor._logits(hidden)
         assert run(lm.executor, lm.tokenizer, steps, **options) == few
-        lm.executor._needed = watched.needed
+        lm.executor.needed = watched.needed
     assert watched.rows == len(REAL) * 4 * steps
     return watched
 

@@ -27,6 +27,7 @@ from geode.errors import (
     TensorError,
     TokenizerError,
 )
+from geode.generate import Usage
 from geode.lm import Fake, Local
 from geode.sampling import log_softmax
 
@@ -236,7 +237,7 @@ def test_speed_is_counted() -> None:
     assert usage.completion_seconds > 0
     assert usage.prompt_speed == usage.prompt_tokens / usage.prompt_seconds
     assert usage.speed == (usage.completion_tokens - 1) / usage.completion_seconds
-    assert lms.Usage().speed == lms.Usage().prompt_speed == 0
+    assert Usage().speed == Usage().prompt_speed == 0
 
 
 def test_without_a_tokenizer_ids_go_in_and_come_out() -> None:

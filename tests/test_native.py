@@ -372,7 +372,7 @@ def test_more_steps_than_prefill_was_told() -> None:
 
 def test_a_cache_beyond_memory_is_refused_or_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
     executor = engine(network(WINDOWS))
-    a_page = sum(executor._page_bytes(group) for group in groups(WINDOWS))
+    a_page = sum(executor.page_bytes(group) for group in groups(WINDOWS))
     monkeypatch.setattr(native, "available", lambda: 3 * a_page)
     with pytest.raises(CapacityError, match=r"Keys and values of 530 tokens need.*--kv-type"):
         executor.prefill([TEXTS[0]], room=10)
@@ -387,7 +387,7 @@ def test_pages_are_as_large_as_said(kv_type: str) -> None:
     executor = engine(network(WINDOWS), kv_type=kv_type)
     state = executor._begin([10], 0)
     for number, group in enumerate(groups(WINDOWS)):
-        assert state.cache.page_bytes(number) <= 1.1 * executor._page_bytes(group)
+        assert state.cache.page_bytes(number) <= 1.1 * executor.page_bytes(group)
 
 
 # Bad input

@@ -91,7 +91,11 @@ class MissingExtra(BackendError):
 
 
 class CapacityError(GeodeError):
-    """Not enough memory or disk."""
+    """Not enough memory or disk, or too many who want it now; `retry_after` seconds it may be otherwise, if known."""
+
+    def __init__(self, message: str, retry_after: float | None = None):
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class DownloadError(GeodeError):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from .errors import ContextError, OptionError, TokenizerError
-from .sampling import Candidates, Need, Params, Sampler, log_total
+from .sampling import Candidates, Choice, Need, Params, Sampler, log_total
 
 if TYPE_CHECKING:
     from .config import Config
@@ -85,7 +85,7 @@ class Piece:
     """What one token added. `text` is "" while its characters are incomplete or may still become a stop string.
 
     `logprob` and `top_logprobs` (id, logprob) are there when asked for; `finish_reason` in the last piece only:
-    "stop" (an end token or a stop string) or "length" (max_tokens, or the context is full).
+    "stop" (an end token or a stop string) or "length" (max_tokens, or the context is full). `stop` is that stop string.
     """
 
     text: str
@@ -93,6 +93,7 @@ class Piece:
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
     finish_reason: str | None = None
+    stop: str | None = None
 
 
 @dataclass
@@ -195,6 +196,7 @@ class Row:
         context: int,
         ends: frozenset[int] = frozenset(),
         tokenizer: Tokenizer | None = None,
+        usage: Usage | None = None,
     ):
         if options.stops and tokenizer is None:
             raise TokenizerError(
@@ -202,7 +204,8 @@ class Row:
             )
         self.prompt = list(prompt)
         self.room = room(len(self.prompt), options.max_tokens, context)
-        self.usage = Usage(len(self.prompt))
+        self.usage = usage or Usage()
+        self.usage.prompt_tokens = len(self.prompt)
         self.finish_reason: str | None = None
         self._ids = np.zeros(len(self.prompt) + self.room, np.int64)
         self._ids[: len(self.prompt)] = self.prompt
@@ -214,20 +217,40 @@ class Row:
     def last(self) -> int:
         return int(self._ids[self.usage.total_tokens - 1])
 
-    def need(self, vocab: int) -> Need | None:
-        """What the next token's choice must know of `vocab` logits; None: all of them."""
+    @property
+    def ids(self) -> np.ndarray:
+        """The prompt and what follows, int64: `usage.total_tokens` are known, the others are there to be filled."""
+        return self._ids
+
+    @property
+    def greedy(self) -> bool:
+        return self._sampler.params.greedy
+
+    def guess(self, tokens: Sequence[int]) -> None:
+        """Notes what may come next, so that `need` can be asked ahead."""
+        known = self.usage.total_tokens
+        self._ids[known : known + len(tokens)] = tokens
+
+    def need(self, vocab: int, ahead: int = 0) -> Need | None:
+        """What the choice after `ahead` guessed tokens must know of `vocab` logits; None: all of them."""
         if self.finish_reason is not None:
             return Need(1, math.inf, np.empty(0, np.int32), vocab)  # nobody will look: the cheapest
-        return self._sampler.need(vocab, self._ids[: self.usage.total_tokens], len(self.prompt))
+        return self._sampler.need(vocab, self._ids[: self.usage.total_tokens + ahead], len(self.prompt))
 
-    def take(self, logits: np.ndarray | Candidates) -> Piece:
+    def take(self, logits: np.ndarray | Candidates, mask: np.ndarray | None = None) -> Piece:
         """Chooses the next token by its logits, all (V,) or those that it needs, and says what that adds."""
-        known = self.usage.total_tokens
-        choice = self._sampler.pick(logits, self._ids[:known], len(self.prompt))
-        self._ids[known] = choice.token
+        return self.add(self.choose(logits, mask))
+
+    def choose(self, logits: np.ndarray | Candidates, mask: np.ndarray | None = None) -> Choice:
+        """The next token; the row stays as it is but for its random numbers. `mask`, bool (V,), needs all logits."""
+        return self._sampler.pick(logits, self._ids[: self.usage.total_tokens], len(self.prompt), mask)
+
+    def add(self, choice: Choice) -> Piece:
+        """Goes on with a token, chosen or given, and says what that adds."""
+        self._ids[self.usage.total_tokens] = choice.token
         self.usage.completion_tokens += 1
         text = self._read(choice.token)
-        return Piece(text, *choice, self.finish_reason)
+        return Piece(text, *choice, self.finish_reason, self._text.stop)
 
     def _read(self, token: int) -> str:
         """The text that `token` lets out; sets `finish_reason` where it is the last."""
@@ -243,7 +266,7 @@ class Text:
     """Ids in, text out; holds back what may still become a stop string, and ends before the first completed one."""
 
     def __init__(self, decoder: StreamDecoder | _Silent, stops: Sequence[str]):
-        self.stopped = False
+        self.stop: str | None = None  # the one that was completed
         self._decoder = decoder
         self._stops = tuple(stops)
         self._held = ""
@@ -259,20 +282,21 @@ class Text:
         shown, self._held = shown + self._held, ""
         return shown
 
+    @property
+    def stopped(self) -> bool:
+        return self.stop is not None
+
     def _show(self, text: str) -> str:
         self._held += text
-        cut = self._completed()
-        self.stopped = cut is not None
-        if cut is None:
-            cut = len(self._held) - self._begun()
+        cut, self.stop = self._completed() or (len(self._held) - self._begun(), None)
         shown, self._held = self._held[:cut], "" if self.stopped else self._held[cut:]
         return shown
 
-    def _completed(self) -> int | None:
-        """Where the stop string starts that is completed first; of two that end together the longer counts."""
+    def _completed(self) -> tuple[int, str] | None:
+        """The stop string that is completed first, and where it starts; of two that end together the longer counts."""
         starts = [(self._held.find(stop), stop) for stop in self._stops]
-        found = [(start + len(stop), start) for start, stop in starts if start >= 0]
-        return min(found)[1] if found else None
+        found = [(start + len(stop), start, stop) for start, stop in starts if start >= 0]
+        return min(found)[1:] if found else None
 
     def _begun(self) -> int:
         """Length of the longest end of the text with which a stop string begins."""

@@ -111,6 +111,7 @@ class Sampler:
     def __init__(self, params: Params, size: int | None = None):
         self.params = params
         self.size = size
+        self._plain: dict[int, Need | None] = {}  # by the number of logits, where it does not depend on the context
 
     @cached_property
     def _random(self) -> np.random.Generator:
@@ -119,6 +120,13 @@ class Sampler:
 
     def need(self, vocab: int, context: Sequence[int] | np.ndarray = (), given: int = 0) -> Need | None:
         """What `pick` without a mask must know of the `vocab` logits after `context`; None: all of them."""
+        if self.params.adjusts:
+            return self._need(vocab, context, given)
+        if vocab not in self._plain:  # asked for every token: the same each time
+            self._plain[vocab] = self._need(vocab, (), 0)
+        return self._plain[vocab]
+
+    def _need(self, vocab: int, context: Sequence[int] | np.ndarray, given: int) -> Need | None:
         p = self.params
         size = vocab if self.size is None else min(self.size, vocab)
         k = 1 if p.greedy else p.top_k if p.top_k < size else 0

@@ -19,6 +19,7 @@ from .screen import complain
 VERBS = (
     "run",
     "chat",
+    "serve",
     "pull",
     "list",
     "remove",

@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import math
+import mmap
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,11 +32,27 @@ def map_file(path: Path) -> np.ndarray:
             raise ModelNotFound(f"Expected a file at {path}; that is a directory or a device. Give the file itself.")
         if info.st_size == 0:  # which the operating system refuses to map
             return np.empty(0, np.uint8)
-        return np.memmap(path, np.uint8, mode="r").view(np.ndarray)
+        mapped = np.memmap(path, np.uint8, mode="r")
+        _MAPPED[mapped._mmap] = path.resolve()  # type: ignore[attr-defined]
+        return mapped.view(np.ndarray)
     except FileNotFoundError:
         raise ModelNotFound(f"There is no file {path}. Check the spelling, or fetch the file first.") from None
     except OSError as error:
         raise ModelNotFound(f"The file {path} cannot be read: {error.strerror}. Check its permissions.") from None
+
+
+_MAPPED: weakref.WeakKeyDictionary[mmap.mmap, Path] = weakref.WeakKeyDictionary()
+
+
+def release(files: Iterable[Path]) -> None:
+    """Lets go the pages of these files that this process has mapped; who looks at them again has them read again.
+
+    Nothing happens where the system has no such advice. Pages read count as memory taken until they are let go.
+    """
+    paths = {file.resolve() for file in files}
+    for mapped, path in list(_MAPPED.items()):
+        if path in paths and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def array_at(data: np.ndarray, at: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:

@@ -6,7 +6,7 @@ Keeps the contract of `generate.Executor`; what is sampled, and text, are not kn
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,12 +16,14 @@ import numpy as np
 from ..config import Config
 from ..errors import BackendError, CapacityError, OptionError
 from ..memory import available
+from ..quant import to_float32
 from ..sampling import Candidates, Need
 from ..tensors import Tensors
 from . import extension, weights
-from .pages import PAGE, Group, Pages, Text, groups, table
+from .pages import PAGE, Group, Pages, Text, groups, page_bytes, table
 
 if TYPE_CHECKING:
+    from ..adapters import Pair
     from ..generate import Logits
 
 CHUNK = 512  # rows that one forward takes at most: enough to keep the multipliers busy, few enough for the caches
@@ -127,6 +129,7 @@ class Part:
     tokens: Sequence[int] | np.ndarray
     last: bool = True
     wanted: range | None = None  # rows among `tokens`, instead of the last
+    adapter: Any = None  # of `Executor.adapter`: what its rows go through besides the weights
 
 
 class Executor:
@@ -153,7 +156,7 @@ class Executor:
     def rows(self, ids: Sequence[int], start: int = 0) -> Iterator[np.ndarray]:
         """Float32 logits (t, V) after positions start … T-1, in chunks."""
         step = max(1, min(CHUNK, LOGITS // self.config.vocab))
-        for hidden in self._hidden(ids, start):
+        for hidden in self.hidden(ids, start):
             for at in range(0, len(hidden), step):
                 yield self._logits(hidden[at : at + step])
 
@@ -164,10 +167,9 @@ class Executor:
         """
         logprobs: list[float] = []
         greedy: list[bool] = []
-        for hidden in self._hidden(ids[:-1], start - 1):
+        for hidden in self.hidden(ids[:-1], start - 1):
             done = start + len(logprobs)
-            targets = np.asarray(ids[done : done + len(hidden)], np.int32)
-            some, best = self.model.score(hidden, targets, size or self.config.vocab)
+            some, best = self.judge(hidden, ids[done : done + len(hidden)], size)
             logprobs += some
             greedy += best
         return logprobs, greedy
@@ -181,7 +183,7 @@ class Executor:
         for numbers, parts in _chunks(prompts, state.texts):
             ends = [number for number, part in zip(numbers, parts, strict=True) if part.last]
             hidden[ends] = self._forward(state, parts)
-        return state, self._needed(hidden, needs)
+        return state, self.needed(hidden, needs)
 
     def step(
         self, state: State, tokens: Sequence[int], needs: Sequence[Need | None] | None = None
@@ -194,7 +196,92 @@ class Executor:
         hidden = np.zeros((len(tokens), self.config.width), np.float32)
         if parts:
             hidden[[not is_full for is_full in full]] = self._forward(state, parts)
-        return state, self._needed(hidden, needs)
+        return state, self.needed(hidden, needs)
+
+    def run(self, cache: Any, parts: Sequence[Part], **taps: np.ndarray) -> np.ndarray:
+        """Normed hidden states (W, D) after the wanted rows of all parts; their tokens are in the cache then.
+
+        Texts must have room for the tokens, and do not advance. `taps` are filled with what is seen on the way; every
+        row must be wanted then.
+        """
+        sizes = [len(part.tokens) for part in parts]
+        starts = np.cumsum([0, *sizes]).astype(np.int32)
+        texts = [part.text for part in parts]
+        more: dict[str, Any] = taps | _adapters([part.adapter for part in parts])
+        hidden: np.ndarray = (self.model.observe if taps else self.model.forward)(
+            cache,
+            np.concatenate([np.asarray(part.tokens, np.int32) for part in parts]),
+            starts,
+            np.asarray([text.length for text in texts], np.int32),
+            [table(texts, number) for number in range(len(self._groups))],
+            np.asarray(_wanted(parts, starts), np.int32),
+            **more,
+        )
+        return hidden
+
+    def needed(self, hidden: np.ndarray, needs: Sequence[Need | None] | None, adapters: Sequence[Any] = ()) -> Logits:
+        """What each hidden state needs: all logits, or those that the head finds without reading all of its weights.
+
+        `adapters`: of each the one it came through, or None; or nothing where there is none.
+        """
+        changed = [adapter is not None and adapter.changes_head for adapter in adapters] or [False] * len(hidden)
+        few = [i for i, need in enumerate(needs or ()) if need is not None and not changed[i]]
+        if not few or needs is None or not self.model.screens:
+            return self._logits(hidden, adapters)
+        rest = [i for i in range(len(hidden)) if needs[i] is None or changed[i]]
+        found = dict(zip(few, self._candidates(hidden[few], [need for i in few if (need := needs[i])]), strict=True))
+        every = self._logits(hidden[rest], [adapters[i] for i in rest] if any(changed) else ()) if rest else ()
+        all_of = dict(zip(rest, every, strict=True))
+        return [found[i] if i in found else all_of[i] for i in range(len(hidden))]
+
+    def judge(
+        self, hidden: np.ndarray, targets: Sequence[int], size: int | None = None, adapters: Sequence[Any] = ()
+    ) -> tuple[list[float], list[bool]]:
+        """For each hidden state the log-probability of its target, and whether it is the likeliest of the first `size`.
+
+        Logits never exist whole. `adapters` as in `needed`.
+        """
+        ids = np.asarray(targets, np.int32)
+        logprobs, greedy = self.model.score(hidden, ids, size or self.config.vocab, **_adapters(adapters))
+        return logprobs, greedy
+
+    def hidden(self, ids: Sequence[int], start: int = 0, adapter: Any = None) -> Iterator[np.ndarray]:
+        """Normed hidden states, float32 (t, D), after positions start … T-1, in chunks."""
+        state = self._begin([len(ids)], 0)
+        for at in range(0, len(ids), CHUNK):
+            part = Part(state.texts[0], ids[at : at + CHUNK], adapter=adapter)
+            part.wanted = range(max(start - at, 0), len(part.tokens))
+            hidden = self._forward(state, [part])
+            if len(hidden):
+                yield hidden
+
+    def adapter(self, pairs: Mapping[str, Pair]) -> Any:
+        """Pairs by canonical name in the extension's memory, for `Part.adapter`; it goes with the last reference.
+
+        They are kept in float32 for matrices of float32, else in float16. Raises OptionError for a pair on what is no
+        matrix of this network, or one of another shape.
+        """
+        made = extension.module().Adapter(self.model)
+        for name, pair in pairs.items():
+            a, b = (np.ascontiguousarray(to_float32(part)) for part in (pair.a, pair.b))
+            try:
+                made.add(self.model, name, a, b, pair.scale)
+            except (KeyError, ValueError):
+                raise OptionError(
+                    f"The adapter changes {name} by A {a.shape} and B {b.shape}, which does not fit this network. Give "
+                    "the base model that the adapter was trained on."
+                ) from None
+        return made
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The layers by what they see."""
+        return self._groups
+
+    def cache(self, counts: Sequence[int]) -> Any:
+        """Memory for so many pages of each group, for `run`; a page takes it when it is first written."""
+        c = self.config
+        return extension.module().Cache(self.kv_type, c.kv_heads, c.head_dim, _seen(c), list(counts))
 
     def trace(self, ids: Sequence[int]) -> np.ndarray:
         """The residual stream of a text: float32 (depth + 1, T, D), after the embedding and after each block."""
@@ -238,7 +325,7 @@ class Executor:
 
     def _kv_bytes(self, depth: int) -> int:
         """Bytes of keys and values that a token with `depth` before it reads."""
-        seen = [min(depth, group.window or depth) * self._page_bytes(group) // PAGE for group in self._groups]
+        seen = [min(depth, group.window or depth) * self.page_bytes(group) // PAGE for group in self._groups]
         return sum(seen)
 
     @property
@@ -251,19 +338,9 @@ class Executor:
     def _embedding_bytes(self) -> int:
         return int(self.model.matrix_bytes("token_embd.weight"))
 
-    def _logits(self, hidden: np.ndarray) -> np.ndarray:
-        logits: np.ndarray = self.model.head(hidden)
+    def _logits(self, hidden: np.ndarray, adapters: Sequence[Any] = ()) -> np.ndarray:
+        logits: np.ndarray = self.model.head(hidden, **_adapters(adapters))
         return logits[:, : self.config.vocab]
-
-    def _needed(self, hidden: np.ndarray, needs: Sequence[Need | None] | None) -> Logits:
-        """What each row needs: all logits, or those that the head finds without reading all of its weights."""
-        if needs is None or not self.model.screens or not any(needs):
-            return self._logits(hidden)
-        few = [i for i, need in enumerate(needs) if need is not None]
-        rest = [i for i, need in enumerate(needs) if need is None]
-        found = dict(zip(few, self._candidates(hidden[few], [need for need in needs if need is not None]), strict=True))
-        every = dict(zip(rest, self._logits(hidden[rest]), strict=True)) if rest else {}
-        return [found[i] if i in found else every[i] for i in range(len(needs))]
 
     def _candidates(self, hidden: np.ndarray, needs: Sequence[Need]) -> list[Candidates]:
         ks, gaps, wanted, sizes = zip(*needs, strict=True)
@@ -271,16 +348,6 @@ class Executor:
             hidden, np.asarray(ks, np.int32), np.asarray(gaps, np.float32), list(wanted), np.asarray(sizes, np.int32)
         )
         return [Candidates(ids, logits, size) for (ids, logits), size in zip(found, sizes, strict=True)]
-
-    def _hidden(self, ids: Sequence[int], start: int) -> Iterator[np.ndarray]:
-        """Hidden states after positions start … T-1, in chunks."""
-        state = self._begin([len(ids)], 0)
-        for at in range(0, len(ids), CHUNK):
-            part = Part(state.texts[0], ids[at : at + CHUNK])
-            part.wanted = range(max(start - at, 0), len(part.tokens))
-            hidden = self._forward(state, [part])
-            if len(hidden):
-                yield hidden
 
     def _observed(self, ids: Sequence[int]) -> Iterator[tuple[int, Callable[..., np.ndarray]]]:
         """A text in chunks: where each begins, and the forward that fills what it is given and returns hidden states
@@ -294,7 +361,7 @@ class Executor:
     def _begin(self, lengths: Sequence[int], room: int) -> State:
         """Memory for texts of such lengths and up to `room` more tokens each, as far as memory goes."""
         wanted = counts = [self._pages(group, lengths, room) for group in self._groups]
-        sizes = [self._page_bytes(group) for group in self._groups]
+        sizes = [self.page_bytes(group) for group in self._groups]
         free = available()
         if free is not None and sum(n * size for n, size in zip(counts, sizes, strict=True)) > free:
             least = [self._pages(group, lengths, min(room, PAGE)) for group in self._groups]
@@ -320,39 +387,29 @@ class Executor:
             self._spare.clear()
             if all(few <= many <= 4 * few for few, many in zip(counts, there, strict=True)):
                 return cache, there
-        make = extension.module().Cache
-        return make(self.kv_type, self.config.kv_heads, self.config.head_dim, _seen(self.config), counts), counts
+        return self.cache(counts), counts
 
     def _pages(self, group: Group, lengths: Sequence[int], room: int) -> int:
         most = max(self.config.context, *lengths)
         return sum(group.pages(min(length + room, most), min(length, CHUNK)) for length in lengths)
 
-    def _page_bytes(self, group: Group) -> int:
-        itemsize = {"F32": 4, "F16": 2, "BF16": 2, "Q8_0": 1.125}[self.kv_type]
-        return int(len(group.layers) * 2 * self.config.kv_width * itemsize * PAGE)
+    def page_bytes(self, group: Group) -> int:
+        """Memory of one page of a group, about."""
+        return page_bytes(self.config, group, self.kv_type)
 
     def _forward(self, state: State, parts: Sequence[Part], **taps: np.ndarray) -> np.ndarray:
-        """Hidden states (W, D) after the wanted rows of all parts; their tokens are in the cache then.
-
-        `taps` are filled with what is seen on the way; every row must be wanted then.
-        """
-        sizes = [len(part.tokens) for part in parts]
-        starts = np.cumsum([0, *sizes]).astype(np.int32)
-        for part, size in zip(parts, sizes, strict=True):
-            part.text.extend(size)
-        texts = [part.text for part in parts]
-        run = partial(self.model.observe, **taps) if taps else self.model.forward
-        hidden: np.ndarray = run(
-            state.cache,
-            np.concatenate([np.asarray(part.tokens, np.int32) for part in parts]),
-            starts,
-            np.asarray([text.length for text in texts], np.int32),
-            [table(texts, number) for number in range(len(self._groups))],
-            np.asarray(_wanted(parts, starts), np.int32),
-        )
-        for part, size in zip(parts, sizes, strict=True):
-            part.text.advance(size)
+        """`run` of texts that get room before and advance after it."""
+        for part in parts:
+            part.text.extend(len(part.tokens))
+        hidden = self.run(state.cache, parts, **taps)
+        for part in parts:
+            part.text.advance(len(part.tokens))
         return hidden
+
+
+def _adapters(each: Sequence[Any]) -> dict[str, tuple[Any, ...]]:
+    """The extension's argument, which it does without where nobody has an adapter."""
+    return {"adapters": tuple(each)} if any(adapter is not None for adapter in each) else {}
 
 
 def _wanted(parts: Sequence[Part], starts: np.ndarray) -> list[int]:

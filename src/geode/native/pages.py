@@ -38,6 +38,12 @@ def groups(config: Config) -> tuple[Group, ...]:
     )
 
 
+def page_bytes(config: Config, group: Group, kv_type: str) -> int:
+    """Memory of one page of a group, about."""
+    itemsize = {"F32": 4, "F16": 2, "BF16": 2, "Q8_0": 1.125}[kv_type]
+    return int(len(group.layers) * 2 * config.kv_width * itemsize * PAGE)
+
+
 class Pages:
     """The free pages of every group. `short`: there are fewer than were asked for, because memory has no more."""
 

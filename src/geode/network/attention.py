@@ -32,6 +32,8 @@ def rotate(x_BTNH: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
     pairs = cos.shape[-1]
     if pairs == 0:
         return x_BTNH
+    if backend.trains_eagerly():
+        return backend.turn(x_BTNH, cos, sin)
     x = backend.cast(x_BTNH, "float32")
     first, second, rest = x[..., :pairs], x[..., pairs : 2 * pairs], x_BTNH[..., 2 * pairs :]
     turned = ops.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
@@ -70,6 +72,9 @@ def attend(
     With spans only these parts of the scores are computed: causal rows need half, packed short documents far less.
     """
     if spans is not None:
+        out = backend.attention_over(spans, q_BTNH, k_BKSH, v_BKSH, mask_BTS, scale) if softcap is None else None
+        if out is not None:
+            return out
         parts = [
             attend(q_BTNH[:, t], k_BKSH[:, :, s], v_BKSH[:, :, s], mask_BTS[:, t, s], scale, softcap) for t, s in spans
         ]

@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import BackendError
+from ..quant import QTensor, pieces, to_float32
+from ..tensors import Array
 
 Tensor = Any
 NAMES = ("jax", "torch", "tensorflow")
@@ -117,12 +119,28 @@ def multiplies_bfloat16() -> bool:
     return any(getattr(torch.cpu, kind, bool)() for kind in kinds)
 
 
-def tensor(array: np.ndarray, dtype: str) -> Tensor:
-    """An array as a tensor of `dtype`."""
+def tensor(array: Array, dtype: str) -> Tensor:
+    """An array, packed or not, as a tensor of `dtype`."""
     from keras import ops
 
+    if name() == "torch":
+        return ops.convert_to_tensor(_tensor_torch(array, dtype))
+    array = to_float32(array) if isinstance(array, QTensor) or array.dtype.kind not in "iu" else array
     own = array if array.flags.writeable and array.flags.c_contiguous else array.copy()  # not the file's own pages
     return cast(ops.convert_to_tensor(own), dtype)
+
+
+def _tensor_torch(array: Array, dtype: str) -> Tensor:
+    """Piece by piece: the numbers are never there as float32 beside what they become."""
+    import torch
+
+    made = torch.empty(array.shape, dtype=getattr(torch, dtype))
+    flat, at = made.view(-1), 0
+    for piece in pieces(array):
+        own = piece.copy() if piece.dtype.kind in "iu" else piece.astype(np.float32)
+        flat[at : at + own.size] = torch.from_numpy(own)
+        at += own.size
+    return made
 
 
 def highest(positions_BT: Tensor) -> int | None:
@@ -454,11 +472,40 @@ def rms(x: Tensor, weight_D: Tensor, eps: float, cast_first: bool) -> Tensor:
     return Rms.apply(x, weight_D, eps, cast_first)
 
 
+def turn(x_BTNH: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Channels i and i + P turned against each other by angles (B, T, 1, P), likewise."""
+    from .gradients_torch import Turned
+
+    return Turned.apply(x_BTNH, cos, sin)
+
+
+def attention_over(
+    spans: Sequence[tuple[slice, slice]], q_BTNH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, mask_BTS: Tensor, scale: float
+) -> Tensor | None:
+    """Attention of some queries after the others, each span with its keys alone: (B, T, N·H); None but where the
+    framework `trains_eagerly` on a CPU."""
+    if not trains_eagerly() or q_BTNH.device.type != "cpu":
+        return None
+    from .gradients_torch import Attention
+
+    return Attention.apply(q_BTNH, k_BKSH, v_BKSH, mask_BTS, scale, spans)
+
+
 def gated(gate: Tensor, up: Tensor, act: str) -> Tensor:
     """act(gate) · up, likewise."""
     from .gradients_torch import Gated
 
     return Gated.apply(gate, up, act)
+
+
+def rebuilt(h: Tensor, make: Callable[[], Tensor], wanted: bool = True) -> Any:
+    """A context in which no operation keeps `h` for its gradient, where it is `wanted` and the framework
+    `trains_eagerly`: `make` makes it again. Compilers choose for themselves."""
+    if not wanted or not trains_eagerly():
+        return contextlib.nullcontext()
+    from .gradients_torch import rebuilt
+
+    return rebuilt(h, make)
 
 
 def loop(count: int, step: Callable[[Any, Any], Any], carry: Any) -> Any:
@@ -487,8 +534,15 @@ def put_rows(into_ED: Tensor, start: Any, rows: Tensor) -> Tensor:
     return ops.slice_update(into_ED, (start, 0), rows)
 
 
-def scores(x_MD: Tensor, weight_ED: Tensor) -> Tensor:
-    """x · weightᵀ as float32 (M, E)."""
+def scores(xs_MD: Sequence[Tensor], weights_ED: Sequence[Tensor]) -> Tensor:
+    """Σ x · weightᵀ (M, E): float32, but in x's dtype where `exponentials` takes it as it comes."""
+    first, *rest = zip(xs_MD, weights_ED, strict=True)
+    if name() == "torch" and _passes_fit(xs_MD[0]):
+        return functools.reduce(lambda z, pair: add_product(z, *pair), rest, linear(*first))
+    return functools.reduce(lambda z, pair: z + _scores(*pair), rest, _scores(*first))
+
+
+def _scores(x_MD: Tensor, weight_ED: Tensor) -> Tensor:
     if name() == "jax":
         import jax
 
@@ -496,12 +550,58 @@ def scores(x_MD: Tensor, weight_ED: Tensor) -> Tensor:
     return cast(linear(x_MD, weight_ED), "float32")
 
 
+def capped(z: Tensor, cap: float | None) -> tuple[Tensor, Tensor | None]:
+    """Logits in float32, through cap · tanh(z / cap) if there is one, and then their slope."""
+    from keras import ops
+
+    z = cast(z, "float32")
+    if cap is None:
+        return z, None
+    bent = ops.tanh(z / cap)
+    return bent * cap, 1 - ops.square(bent)
+
+
+def exponentials(
+    z_MS: Tensor, most_M1: Tensor, total_M1: Tensor, cap: float | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A slice of logits after others, whose largest is `most` and whose Σ exp(z - most) is `total`: both with the
+    slice, what sums before it are worth now, and exp(z - most) times the cap's slope. Given away where `_passes_fit`.
+    """
+    if name() == "torch" and _passes_fit(z_MS):
+        from .kernels_torch import exponentials
+
+        return exponentials(z_MS, most_M1, total_M1, cap)
+    from keras import ops
+
+    z, slope = capped(z_MS, cap)
+    highest = ops.maximum(most_M1, ops.max(z, axis=-1, keepdims=True))
+    shrink, p = ops.exp(most_M1 - highest), ops.exp(z - highest)
+    total = total_M1 * shrink + ops.sum(p, axis=-1, keepdims=True)
+    return highest, total, shrink, p if slope is None else p * slope
+
+
+def blend(to_MD: Tensor, keep_M1: Tensor, x_MD: Tensor) -> Tensor:
+    """to (float32) · keep + x; `to` is given away."""
+    if name() == "torch" and _passes_fit(x_MD):
+        from .kernels_torch import blend
+
+        return blend(to_MD, keep_M1, x_MD)
+    return to_MD * keep_M1 + cast(x_MD, "float32")
+
+
+def _passes_fit(x: Tensor) -> bool:
+    from .kernels_torch import fit
+
+    return fit(x)
+
+
 def add_product(y: Tensor, x: Tensor, weight_ED: Tensor) -> Tensor:
     """y (..., E) + x (..., R) · weightᵀ in y's dtype; in place where the framework works in place."""
     if name() != "torch":
         return y + linear(x, cast(weight_ED, x.dtype))
-    flat = y.reshape(-1, y.shape[-1])
-    return flat.addmm_(x.reshape(-1, x.shape[-1]), weight_ED.to(x.dtype).t()).view(y.shape)
+    from .gradients_torch import Added
+
+    return Added.apply(y.contiguous(), x, weight_ED.to(x.dtype))
 
 
 def differentiate(function: Callable[[Any], tuple[Tensor, Any]], trained: Sequence[Any], frozen: Sequence[Any]) -> Any:
@@ -692,3 +792,13 @@ def adamw(
                 weight_decay=decay, amsgrad=False, maximize=False, **options,
             )  # fmt: skip
     return True
+
+
+def with_row(kept: Tensor, at_1: Tensor, row: Tensor) -> Tensor:
+    """`kept` (B, …) with one row (1, …) in the place `at`; in place where the framework works in place."""
+    if name() == "torch":
+        kept[int(at_1[0])] = row[0]
+        return kept
+    from keras import ops
+
+    return ops.slice_update(kept, [at_1[0], *([0] * (len(kept.shape) - 1))], row)

@@ -112,8 +112,9 @@ class Attention(Part):
 class FFN(Part):
     """x (B, T, D) -> (B, T, D): down(act(gate x) · up x), or down(act(up x))."""
 
-    def __init__(self, store: Store, name: str, config: Config):
+    def __init__(self, store: Store, name: str, config: Config, thrifty: bool):
         super().__init__()
+        self.thrifty = thrifty
         self.act, self.kind = ACTIVATIONS[config.activation], config.activation
         self.ffn_gate = Linear(store, f"{name}.ffn_gate") if config.gated else None
         self.ffn_up = Linear(store, f"{name}.ffn_up")
@@ -123,26 +124,41 @@ class FFN(Part):
         if self.ffn_gate is None:
             return self.ffn_down(self.act(self.ffn_up(x_BTD)))
         gate, up = self.ffn_gate(x_BTD), self.ffn_up(x_BTD)
-        return self.ffn_down(backend.gated(gate, up, self.kind) if backend.trains_eagerly() else self.act(gate) * up)
+        h_BTF = self._gated(gate, up)
+        with backend.rebuilt(h_BTF, lambda: self._gated(gate, up), self.thrifty):
+            return self.ffn_down(h_BTF)
+
+    def _gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        return backend.gated(gate, up, self.kind) if backend.trains_eagerly() else self.act(gate) * up
 
 
 class Block(Part):
-    """One layer; which norms it has and how its halves join is `config.block` (drawn in `config`)."""
+    """One layer; which norms it has and how its halves join is `config.block` (drawn in `config`). A `thrifty` one
+    keeps no norm's result and no gated activation for gradients, but computes them again."""
 
-    def __init__(self, store: Store, name: str, config: Config, attn: Attn):
+    def __init__(self, store: Store, name: str, config: Config, attn: Attn, thrifty: bool):
         super().__init__()
         self.parallel = config.block in ("parallel", "parallel_shared")
         self.norms = {slot: Norm(store, f"{name}.{slot}", config.norm) for slot in NORM_SLOTS[config.block]}
         self.attention = Attention(store, name, config, attn)
-        self.ffn = FFN(store, name, config)
+        self.ffn = FFN(store, name, config, thrifty)
+        self.thrifty = thrifty
 
     def call(self, x: Tensor, view: View, kept: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Any]:
         h = self._norm("attn_norm", x)
-        a, kept = self.attention(h, view, kept)
+        with self._unkept(h, "attn_norm", x):
+            a, kept = self.attention(h, view, kept)
         if self.parallel:
             return x + a + self.ffn(self._norm("ffn_norm", x) if "ffn_norm" in self.norms else h), kept
         x = x + self._norm("post_attention_norm", a)
-        return x + self._norm("post_ffw_norm", self.ffn(self._norm("ffn_norm", x))), kept
+        h = self._norm("ffn_norm", x)
+        with self._unkept(h, "ffn_norm", x):
+            h = self.ffn(h)
+        return x + self._norm("post_ffw_norm", h), kept
+
+    def _unkept(self, h: Tensor, slot: str, x: Tensor) -> Any:
+        """A context in which h, a norm's result, is not kept for gradients."""
+        return backend.rebuilt(h, lambda: self._norm(slot, x), self.thrifty and slot in self.norms)
 
     def _norm(self, slot: str, x: Tensor) -> Tensor:
         return self.norms[slot](x) if slot in self.norms else x
@@ -167,7 +183,7 @@ class Decoder(keras.Model):
         self.config, self.activations, self.remat = config, compute or dtype, remat
         self.store = store = Store(config, fetch, dtype, quantize, wide)
         self.token_embd = Embedding(store, config, self.activations)
-        self.blk = [Block(store, f"blk.{i}", config, attn) for i, attn in enumerate(config.layers)]
+        self.blk = [Block(store, f"blk.{i}", config, attn, not remat) for i, attn in enumerate(config.layers)]
         self.output_norm = Norm(store, "output_norm", config.norm)
         self.unembed = None if config.tied else Linear(store, "output")
         self.built = True

@@ -96,18 +96,22 @@ class Executor:
     def _begin(self, batch: int, tokens: int) -> State:
         from .cache import empty
 
-        room = _bucket(tokens, self.config.context)
+        room = bucket(tokens, self.config.context)
         return State(empty(self.config, batch, room, self.decoder.activations), [0] * batch, room)
 
     def _make_room(self, state: State, tokens: int) -> None:
         from .cache import grow
 
         if tokens > state.room:
-            state.room = _bucket(tokens, self.config.context)
+            state.room = bucket(tokens, self.config.context)
             state.cache = grow(state.cache, self.config, state.room)
 
     def _run(self, step: Any, state: State, tokens: np.ndarray, positions: np.ndarray, *more: np.ndarray) -> Any:
         hidden, state.cache = step(state.cache, tokens, positions, *more)
+        return self.head(hidden)
+
+    def head(self, hidden: Any) -> Any:
+        """Logits of hidden states (..., D) -> (..., V)."""
         return self._head((), hidden)[0]
 
     @cached_property
@@ -137,9 +141,14 @@ class Executor:
         return self.decoder.hidden(tokens, positions, None, cache)
 
 
-def _bucket(tokens: int, context: int) -> int:
+def bucket(tokens: int, context: int) -> int:
     """The next power of two, not beyond the context."""
     return max(tokens, min(context, max(SMALLEST, 1 << (tokens - 1).bit_length())))
+
+
+def width(count: int) -> int:
+    """Tokens that a chunk of so many is padded to."""
+    return next(size for size in BUCKETS if size >= count) if backend.is_compiled() else count
 
 
 def _chunks(prompts: list[list[int]]) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
@@ -147,9 +156,9 @@ def _chunks(prompts: list[list[int]]) -> Iterator[tuple[np.ndarray, np.ndarray, 
     longest, most = max(map(len, prompts)), BUCKETS[-1]
     for start in range(0, longest, most):
         count = min(most, longest - start)
-        width = next(size for size in BUCKETS if size >= count) if backend.is_compiled() else count
-        tokens = np.zeros((len(prompts), width), np.int32)
-        positions = np.full((len(prompts), width), -1, np.int32)
+        wide = width(count)
+        tokens = np.zeros((len(prompts), wide), np.int32)
+        positions = np.full((len(prompts), wide), -1, np.int32)
         for row, prompt in enumerate(prompts):
             part = prompt[start : start + count]
             tokens[row, : len(part)] = part

@@ -83,12 +83,11 @@ class Sweep:
 
         def step(at: Any, size: int, carry: Any) -> Any:
             most, total, *toward = carry
-            cuts, z, slope = self._logits(at, size)
-            highest = ops.maximum(most, ops.max(z, axis=-1, keepdims=True))
-            shrink, p = ops.exp(most - highest), ops.exp(z - highest)
-            total = total * shrink + ops.sum(p, axis=-1, keepdims=True)
-            p = p if slope is None else p * slope
-            return (highest, total, *(e * shrink + _times(p, w) for e, w in zip(toward, cuts, strict=bool(toward))))
+            cuts = self._cuts(at, size)
+            z = backend.scores(self.xs, cuts)
+            most, total, shrink, p = backend.exponentials(z, most, total, self.cap)
+            every = zip(toward, cuts, strict=bool(toward))
+            return (most, total, *(backend.blend(e, shrink, _product(p, w)) for e, w in every))
 
         most, total, *toward = self._over(step, start)
         return (most + ops.log(total))[:, 0], [e / total for e in toward]
@@ -100,24 +99,20 @@ class Sweep:
         start = tuple(ops.zeros((self.size, self.xs[i].shape[1]), "float32") for i in trained)
 
         def step(at: Any, size: int, carry: Any) -> Any:
-            _, z, slope = self._logits(at, size)
+            z, slope = backend.capped(backend.scores(self.xs, self._cuts(at, size)), self.cap)
             p = ops.exp(z - whole_M[:, None]) * dy_M[:, None]
             p = ops.transpose(p if slope is None else p * slope)
             return tuple(
-                backend.put_rows(into, at, _times(p, self.xs[i])) for into, i in zip(carry, trained, strict=True)
+                backend.put_rows(into, at, backend.cast(_product(p, self.xs[i]), "float32"))
+                for into, i in zip(carry, trained, strict=True)
             )
 
         return list(self._over(step, start))
 
-    def _logits(self, at: Any, size: int) -> tuple[list[Tensor], Tensor, Tensor | None]:
-        """Rows of each matrix, the logits (M, size), and with a cap their slope."""
+    def _cuts(self, at: Any, size: int) -> list[Tensor]:
+        """Rows of each matrix, in its x's dtype."""
         every = zip(self.kept, self.arrays, self.xs, strict=True)
-        cuts = [backend.cast(factor.cut(arrays, at, size), x.dtype) for factor, arrays, x in every]
-        z = sum(backend.scores(x, w) for x, w in zip(self.xs, cuts, strict=True))
-        if self.cap is None:
-            return cuts, z, None
-        bent = ops.tanh(z / self.cap)
-        return cuts, bent * self.cap, 1 - ops.square(bent)
+        return [backend.cast(factor.cut(arrays, at, size), x.dtype) for factor, arrays, x in every]
 
     def _over(self, step: Any, carry: Any) -> Any:
         whole, rest = divmod(self.size, SLICE)
@@ -125,6 +120,6 @@ class Sweep:
         return step(whole * SLICE, rest, carry) if rest else carry
 
 
-def _times(p: Tensor, w: Tensor) -> Tensor:
-    """p (M, S) · w (S, D), in w's dtype, as float32."""
-    return backend.cast(ops.matmul(backend.cast(p, w.dtype), w), "float32")
+def _product(p: Tensor, w: Tensor) -> Tensor:
+    """p (M, S) · w (S, D), in w's dtype."""
+    return ops.matmul(backend.cast(p, w.dtype), w)

@@ -17,7 +17,6 @@ from keras import ops
 
 from ..config import Config
 from ..integers import GROUP, plan, to_int4, to_int8
-from ..quant import to_float32
 from ..tensors import Array, shapes
 from . import backend, digits
 from .backend import Tensor
@@ -71,10 +70,10 @@ class Part(keras.layers.Layer):
         """The variable of a canonical name; None when the schema has no such tensor."""
         if name not in store.shapes:
             return None
-        store.variables[name] = self.variable(name, to_float32(store.fetch(name)), store.type_of(name, dtype))
+        store.variables[name] = self.variable(name, store.fetch(name), store.type_of(name, dtype))
         return store.variables[name]
 
-    def variable(self, name: str, array: np.ndarray, dtype: str, trainable: bool = True) -> Any:
+    def variable(self, name: str, array: Array, dtype: str, trainable: bool = True) -> Any:
         """A variable with these numbers."""
         return self.add_weight(
             name=name.replace(".", "_"),

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from . import backend
+from . import allocator, backend
 from .decoder import Decoder
 from .objectives import Objective
 
@@ -47,6 +47,7 @@ class Trainer:
         self._read = place.read if place else lambda value: np.array(backend.to_numpy(value))
         self.trained = dict(trained)
         self.optimizer = optimizer
+        self._stepped = False
         variables = list(self.trained.values())
         frozen = [v for v in decoder.variables if not v.trainable]
         self._gradients = backend.differentiate(lambda batch: objective(decoder, batch), variables, frozen)
@@ -62,6 +63,9 @@ class Trainer:
             metrics, total = self._gradients(self._batch(micro), total)
             gathered.append(metrics)
         norm = float(backend.to_numpy(self._apply(total, np.float32(lr))))
+        if not self._stepped:
+            self._stepped = True
+            allocator.give_back()
         return Outcome(self._summed(_sums(gathered)), norm)
 
     def measure(self, micros: Iterable[Arrays]) -> dict[str, float]:

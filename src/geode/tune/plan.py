@@ -2,8 +2,8 @@
 
 What a block keeps for its gradients is `kept`'s to know; nothing is measured here but, on request, a short product.
 
-    peak  =  framework + the file's pages + the larger of  { reading the weights
-                                                           { weights + gradients + optimizer + activations + workspace
+    peak  =  framework + the larger of  { the file's pages + reading the weights
+                                        { weights + gradients + optimizer + activations + workspace
 
 Kept against real runs by benchmarks/tune_plan.py.
 """
@@ -26,7 +26,7 @@ from .recipe import Full, Lora, Recipe
 
 __all__ = ["Machine", "Plan", "check_memory", "plan", "plan_of"]
 
-FRAMEWORK = {"torch": 475, "jax": 242, "tensorflow": 620}
+FRAMEWORK = {"torch": 540, "jax": 310, "tensorflow": 620}
 """MB that a process has taken when a framework, Keras and Geode are imported: Linux, x86-64, builds for CPUs."""
 
 PAIRED = ("dpo", "ipo", "orpo", "simpo", "reward")  # two rows of tokens for each row of the recipe
@@ -64,13 +64,17 @@ class Plan:
     @property
     def total(self) -> int:
         """The highest that one device, or the process on a CPU, comes to."""
-        fixed = self.memory["framework"] + self.memory["file"]
-        return fixed + max(self.loading, sum(self.memory.values()) - fixed)
+        return self.memory["framework"] + max(self.memory["file"] + self.loading, self._step)
 
     @property
     def growth(self) -> int:
         """`total` without what is there once the framework is, and without pages that the kernel can drop."""
-        return self.total - self.memory["framework"] - self.memory["file"]
+        return max(self.loading, self._step)
+
+    @property
+    def _step(self) -> int:
+        """What a step takes; the file's pages are let go before (`setup.network`)."""
+        return sum(self.memory.values()) - self.memory["framework"] - self.memory["file"]
 
     @property
     def seconds(self) -> float | None:
@@ -122,8 +126,7 @@ class Plan:
         return "\n".join([*lines, *(f"\n{note}" for note in self.notes)])
 
     def _when(self) -> str:
-        fixed = self.memory["framework"] + self.memory["file"]
-        return "  while weights are read" if self.loading > sum(self.memory.values()) - fixed else ""
+        return "  while weights are read" if self.memory["file"] + self.loading > self._step else ""
 
 
 def plan_of(recipe: Recipe, machine: Machine | None = None) -> Plan:

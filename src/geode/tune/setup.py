@@ -42,12 +42,14 @@ class Choice:
 
 def choose(recipe: Recipe) -> Choice:
     """The framework and dtype of a recipe. Raises BackendError, MissingExtra."""
-    from ..network import backend
+    from ..network import allocator, backend
 
     on, why = _framework(recipe.run.on)
     for package in (on, "keras"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtra(package, on, f"Tuning on {on}")
+    if on == "torch":
+        allocator.prepare()  # before PyTorch allocates
     backend.select(on)
     dtype = recipe.run.dtype
     if dtype == "auto":
@@ -122,6 +124,12 @@ def network(recipe: Recipe, checkpoint: Checkpoint, choice: Choice) -> tuple[Dec
 
     What is trained is float32, frozen matrices are of the choice's dtype. Raises what opening the tensors raises.
     """
+    from ..io import files
+    from ..network import allocator
+
+    if choice.on == "torch":
+        allocator.prepare()  # a choice need not come from `choose`
+
     from ..network import lora, score
     from ..network.decoder import Decoder
 
@@ -135,6 +143,7 @@ def network(recipe: Recipe, checkpoint: Checkpoint, choice: Choice) -> tuple[Dec
         remat=recipe.run.remat == "block",
         wide=frozenset(names.whole),
     )
+    files.release(checkpoint.files())
     trained = lora.freeze(decoder, names.whole)
     if isinstance(method, Lora):
         trained |= lora.attach(

@@ -13,11 +13,13 @@
 #include <optional>
 #include <stdexcept>
 
+#include "adapters.h"
 #include "cpu.h"
 #include "head.h"
 #include "machine.h"
 #include "model.h"
 #include "quantize.h"
+#include "training.h"
 #include "work.h"
 
 namespace nb = nanobind;
@@ -156,7 +158,7 @@ std::vector<int32_t> ints(const Ints1& array) { return {array.data(), array.data
 
 Batch checked_batch(const Model& model, const Cache& cache, const Ints1& tokens, const Ints1& starts, const Ints1& past,
                     const std::vector<Ints2>& tables, const Ints1& wanted) {
-    Batch batch{ints(tokens), ints(starts), ints(past), {}, ints(wanted)};
+    Batch batch{ints(tokens), ints(starts), ints(past), {}, ints(wanted), {}};
     for (const Ints2& table : tables) {
         check(table.shape(0) == batch.sequences(), "a page table has a row for each sequence");
         batch.tables.emplace_back(table.data(), table.data() + table.size());
@@ -165,9 +167,33 @@ Batch checked_batch(const Model& model, const Cache& cache, const Ints1& tokens,
     return batch;
 }
 
+void add_pair(Adapter& adapter, const Model& model, const std::string& name, Floats2 a, Floats2 b, float scale) {
+    check(adapter.fits(model), "the adapter was made for another model");
+    const auto [rows, columns] = model.shape(name);
+    const size_t rank = a.shape(0);
+    check(rank > 0 && b.shape(1) == rank && a.shape(1) == columns && b.shape(0) == rows, "a pair has another shape");
+    nb::gil_scoped_release free;
+    adapter.add(model, name, a.data(), b.data(), rank, scale);
+}
+
+// One for each of `count` sequences or hidden states, None for none; or nothing at all. A tuple, which nobody changes
+// while the lock is let go.
+Adapters checked_adapters(const Model& model, const nb::tuple& given, size_t count) {
+    check(given.size() == 0 || given.size() == count, "one adapter, or None, is needed for each");
+    Adapters adapters;
+    bool any = false;
+    for (const nb::handle one : given) {
+        adapters.push_back(one.is_none() ? nullptr : nb::cast<const Adapter*>(one));
+        check(!adapters.back() || adapters.back()->fits(model), "the adapter was made for another model");
+        any |= adapters.back() != nullptr;
+    }
+    return any ? adapters : Adapters();
+}
+
 FloatsOut forward(Model& model, Cache& cache, Ints1 tokens, Ints1 starts, Ints1 past, const std::vector<Ints2>& tables,
-                  Ints1 wanted) {
-    const Batch batch = checked_batch(model, cache, tokens, starts, past, tables, wanted);
+                  Ints1 wanted, nb::tuple adapters) {
+    Batch batch = checked_batch(model, cache, tokens, starts, past, tables, wanted);
+    batch.adapters = checked_adapters(model, adapters, batch.sequences());
     auto out = new_array<float, FloatsOut>(batch.wanted.size(), model.spec().width);
     nb::gil_scoped_release free;
     std::lock_guard<std::mutex> alone(model.busy());
@@ -196,13 +222,14 @@ FloatsOut observe(Model& model, Cache& cache, Ints1 tokens, Ints1 starts, Ints1 
 }
 
 // (rows, stride): the caller takes the first `vocab` columns.
-FloatsOut head(Model& model, Floats2 hidden) {
+FloatsOut head(Model& model, Floats2 hidden, nb::tuple adapters) {
+    const Adapters changes = checked_adapters(model, adapters, hidden.shape(0));
     check(hidden.shape(1) == model.spec().width, "hidden states have another width");
     const size_t stride = round_up(model.spec().vocab, PANEL);
     auto out = new_array<float, FloatsOut>(hidden.shape(0), stride);
     nb::gil_scoped_release free;
     std::lock_guard<std::mutex> alone(model.busy());
-    model.head(hidden.data(), hidden.shape(0), out.data(), stride);
+    model.head(hidden.data(), hidden.shape(0), out.data(), stride, changes);
     return out;
 }
 
@@ -254,8 +281,9 @@ BytesOut row_of(const Model& model, const std::string& name, size_t row, size_t 
     return out;
 }
 
-nb::tuple score(Model& model, Floats2 hidden, Ints1 targets, size_t real) {
+nb::tuple score(Model& model, Floats2 hidden, Ints1 targets, size_t real, nb::tuple adapters) {
     const size_t rows = hidden.shape(0);
+    const Adapters changes = checked_adapters(model, adapters, rows);
     check(hidden.shape(1) == model.spec().width && targets.size() == rows, "one target for each hidden state is needed");
     const size_t vocab = model.spec().vocab;
     check(real >= 1 && real <= vocab, "size out of range");
@@ -266,7 +294,7 @@ nb::tuple score(Model& model, Floats2 hidden, Ints1 targets, size_t real) {
     {
         nb::gil_scoped_release free;
         std::lock_guard<std::mutex> alone(model.busy());
-        model.score(hidden.data(), targets.data(), rows, real, logprobs.data(), greedy.get());
+        model.score(hidden.data(), targets.data(), rows, real, logprobs.data(), greedy.get(), changes);
     }
     return nb::make_tuple(logprobs, std::vector<bool>(greedy.get(), greedy.get() + rows));
 }
@@ -277,6 +305,18 @@ Cache* make_cache(const std::string& type, size_t kv_heads, size_t head_dim, con
     check(kind <= QType::Q8_0, "a cache holds F32, F16, BF16 or Q8_0");
     check(kind != QType::Q8_0 || head_dim % 32 == 0, "a cache of Q8_0 needs heads of whole blocks of 32 channels");
     return new Cache(kind, kv_heads, head_dim, seen_of(layers), pages);
+}
+
+// A page's bytes, as they lie in this build's memory.
+nb::bytes read_page(Cache& cache, size_t group, size_t page) {
+    check(group < cache.groups() && page < cache.pages(group), "a page is not there");
+    return nb::bytes(cache.page(group, page), cache.page_bytes(group));
+}
+
+void write_page(Cache& cache, size_t group, size_t page, const nb::bytes& bytes) {
+    check(group < cache.groups() && page < cache.pages(group), "a page is not there");
+    check(bytes.size() == cache.page_bytes(group), "a page has another number of bytes");
+    std::memcpy(cache.page(group, page), bytes.data(), bytes.size());
 }
 
 // ---- one step at a time, for tests ----
@@ -412,6 +452,65 @@ void unpack(const std::string& type, Bytes2 source, const std::string& out_type,
     });
 }
 
+// A framework's tensors come as addresses, which geode/native/training.py has checked.
+struct Passes {
+    const Trainer& trainer;
+    Crew crew;
+    Number type;
+
+    static constexpr size_t NUMBERS = 1 << 15;  // in a part: enough to be worth a thread, few enough for its cache
+
+    Passes(const std::string& isa, int threads, size_t parallel, bool is_bfloat16)
+        : trainer(geode::trainer(isa)), crew{threads, parallel},
+          type(is_bfloat16 ? Number::BFLOAT16 : Number::FLOAT32) {}
+
+    static float* floats(size_t at) { return reinterpret_cast<float*>(at); }
+    static void* any(size_t at) { return reinterpret_cast<void*>(at); }
+
+    template <class Args>
+    void run(void (*pass)(const Args&, Range), const Args& args, size_t rows, size_t columns) const {
+        nb::gil_scoped_release free;
+        in_parts(crew, rows, std::max<size_t>(1, NUMBERS / columns), [&](size_t, Range mine) { pass(args, mine); });
+    }
+
+    void softmax(size_t z, size_t rows, size_t columns, float cap, size_t most, size_t total, size_t shrink) const {
+        const Softmax args{type, any(z), columns, cap, floats(most), floats(total), floats(shrink)};
+        run(trainer.softmax, args, rows, columns);
+    }
+    void blend(size_t x, size_t rows, size_t columns, size_t keep, size_t to) const {
+        run(trainer.blend, {type, any(x), columns, floats(keep), floats(to)}, rows, columns);
+    }
+    void rms_norm(size_t x, size_t rows, size_t columns, size_t weight, float eps, bool cast_first, size_t y,
+                  size_t scale) const {
+        const RmsNorm args{type, any(x), columns, floats(weight), eps, cast_first, any(y), floats(scale)};
+        run(trainer.rms_norm, args, rows, columns);
+    }
+    // The weight's gradient is added up part by part, in the parts' order: the same bits with any number of threads.
+    void rms_norm_back(size_t x, size_t dy, size_t rows, size_t columns, size_t weight, size_t scale, size_t dx,
+                       size_t d_weight) const {
+        const RmsNormBack args{type, any(x), any(dy), columns, floats(weight), floats(scale), any(dx)};
+        const size_t part = std::max<size_t>(1, NUMBERS / columns), parts = (rows + part - 1) / part;
+        std::vector<float> sums(d_weight ? parts * columns : 0);
+        nb::gil_scoped_release free;
+        in_parts(crew, rows, part, [&](size_t index, Range mine) {
+            trainer.rms_norm_back(args, mine, d_weight ? sums.data() + index * columns : nullptr);
+        });
+        for (size_t i = 0; i < sums.size(); i++) floats(d_weight)[i % columns] += sums[i];
+    }
+    void gate(int kind, size_t gate, size_t up, size_t count, size_t y) const {
+        run(trainer.gate, {type, static_cast<Activation>(kind), any(gate), any(up), any(y)}, count, 1);
+    }
+    void gate_back(int kind, size_t gate, size_t up, size_t dy, size_t count, size_t dgate, size_t dup) const {
+        const GateBack args{type, static_cast<Activation>(kind), any(gate), any(up), any(dy), any(dgate), any(dup)};
+        run(trainer.gate_back, args, count, 1);
+    }
+    void turn(size_t x, size_t rows, size_t heads, size_t size, size_t pairs, size_t cos, size_t sin, bool back,
+              size_t y) const {
+        const Turn args{type, any(x), heads, size, pairs, floats(cos), floats(sin), back, any(y)};
+        run(trainer.turn, args, rows, heads * size);
+    }
+};
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -421,25 +520,45 @@ NB_MODULE(_native, m) {
     nb::class_<Cache>(m, "Cache")
         .def(nb::new_(&make_cache))
         .def("page_bytes", &Cache::page_bytes)
+        .def("read", &read_page)
+        .def("write", &write_page)
         .def("pages", &Cache::pages);
+
+    nb::class_<Adapter>(m, "Adapter", nb::is_weak_referenceable())
+        .def(nb::init<const Model&>())
+        .def("add", &add_pair)
+        .def_prop_ro("changes_head", &Adapter::changes_head)
+        .def_prop_ro("nbytes", &Adapter::nbytes);
 
     nb::class_<Model>(m, "Model")
         .def(nb::new_(&make_model))
         .def("load_matrix", &load_matrix)
         .def("load_vector", &load_vector)
-        .def("forward", &forward)
+        .def("forward", &forward, "cache"_a, "tokens"_a, "starts"_a, "past"_a, "tables"_a, "wanted"_a,
+             "adapters"_a = nb::tuple())
         .def("observe", &observe, "cache"_a, "tokens"_a, "starts"_a, "past"_a, "tables"_a, "wanted"_a,
              "squares"_a = nb::none(), "residual"_a = nb::none())
-        .def("head", &head)
+        .def("head", &head, "hidden"_a, "adapters"_a = nb::tuple())
         .def("candidates", &candidates)
-        .def("score", &score)
+        .def("score", &score, "hidden"_a, "targets"_a, "real"_a, "adapters"_a = nb::tuple())
         .def("unpack", &row_of)
         .def("matrix_bytes", [](const Model& model, const std::string& name) { return model.nbytes(name); })
         .def_prop_ro("nbytes", [](const Model& model) { return model.nbytes(); })
+        .def_prop_ro("fingerprint", &Model::fingerprint)
         .def_prop_ro("screens", &Model::screens)
         .def_prop_ro("head_bytes_read", &Model::head_bytes_read)
         .def_prop_ro("threads", [](Model& model) { return model.pool().size(); })
         .def_prop_ro("isa", [](const Model& model) { return model.kernels().isa; });
+
+    nb::class_<Passes>(m, "Passes")
+        .def(nb::init<const std::string&, int, size_t, bool>())
+        .def("softmax", &Passes::softmax)
+        .def("blend", &Passes::blend)
+        .def("rms_norm", &Passes::rms_norm)
+        .def("rms_norm_back", &Passes::rms_norm_back)
+        .def("gate", &Passes::gate)
+        .def("gate_back", &Passes::gate_back)
+        .def("turn", &Passes::turn);
 
     m.def("isas", &supported_isas);
     m.def("usable_cores", &usable_cores);

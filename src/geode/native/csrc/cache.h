@@ -36,6 +36,9 @@ public:
     size_t groups() const { return groups_.size(); }
     size_t page_bytes(size_t group) const { return groups_[group].page_bytes; }
 
+    // All bytes of a page.
+    uint8_t* page(size_t group, size_t page) { return groups_[group].memory.bytes() + page * groups_[group].page_bytes; }
+
     const uint8_t* keys(const Seen& layer, int32_t page, size_t head) const { return at(layer, page, head); }
     const uint8_t* values(const Seen& layer, int32_t page, size_t head) const {
         return at(layer, page, head) + key_bytes_;

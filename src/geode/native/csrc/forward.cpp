@@ -120,6 +120,13 @@ void Work::prepare_buffers() {
             sequence_of_[row] = s;
             position_[row] = batch_->past[s] + (row - batch_->starts[s]);
         }
+    Adapters of_row;
+    for (size_t row = 0; row < n && !batch_->adapters.empty(); row++) of_row.push_back(batch_->adapters[sequence_of_[row]]);
+    plan_adapters(of_row);
+}
+
+void Work::plan_adapters(const Adapters& of_row) {
+    adapted_.assign(of_row, {spec.width, spec.width, spec.heads * spec.head_dim, spec.ffn});
 }
 
 void Work::run(int thread) {
@@ -131,6 +138,17 @@ void Work::run(int thread) {
     }
     model.pool().barrier();
     finish(out_, thread);
+}
+
+// What a row of an input is beside what the kernels read of it.
+void Work::note(const Layer& layer, Input input, const float* x, size_t columns, size_t row, int thread, size_t first) {
+    look(layer, input, x, columns, thread, first);
+    if (adapted_) adapted_.take(static_cast<size_t>(input), row, x, columns, first);
+}
+
+// Adapters' A times a thread's own rows.
+void Work::lower(std::initializer_list<const Linear*> linears, Input input, int thread) {
+    if (adapted_) adapted_.lower(k, linears, static_cast<size_t>(input), rows_of(thread));
 }
 
 // Adds the squares of some columns of an input, from column `first` on.
@@ -158,6 +176,8 @@ void Work::begin(int thread) {
     for (size_t row = mine.begin; row < mine.end; row++) {
         float* x = x_.floats() + row * width_stride_;
         model.embed(batch_->tokens[row], x, scratch.bytes);
+        if (const Adapter* adapter = batch_->adapters.empty() ? nullptr : batch_->adapters[sequence_of_[row]])
+            adapter->embed(k, batch_->tokens[row], x);
         if (spec.embedding_scale != 0)
             for (size_t i = 0; i < spec.width; i++) x[i] *= spec.embedding_scale;
         float* turn = turns_.floats() + row * turns;
@@ -195,9 +215,10 @@ void Work::block(const Layer& layer, const Seen& seen, bool last, int thread) {
     }
     for (Range mine = rows_of(thread); mine.begin < mine.end; mine.begin++) {
         const float* attended = attended_.floats() + mine.begin * q_stride_;
-        look(layer, Input::ATTENDED, attended, spec.heads * spec.head_dim, thread);
+        note(layer, Input::ATTENDED, attended, spec.heads * spec.head_dim, mine.begin, thread);
         prepare(attended, attended_acts_, mine.begin);
     }
+    lower({&layer.output}, Input::ATTENDED, thread);
     pool.barrier();
     project({{&layer.output, attention_.floats(), width_stride_}}, attended_acts_.acts(), thread);
     pool.barrier();
@@ -223,14 +244,16 @@ void Work::enter(const Layer& layer, int thread) {
         const float* x = x_.floats() + row * width_stride_;
         if (layer.attn_norm.present) normalise(layer.attn_norm, x, normed);
         const float* input = layer.attn_norm.present ? normed : x;
-        look(layer, Input::ATTENTION, input, spec.width, thread);
+        note(layer, Input::ATTENTION, input, spec.width, row, thread);
         prepare(input, in_, row);
-        if (spec.block == BlockKind::PARALLEL_SHARED) look(layer, Input::FEED_FORWARD, input, spec.width, thread);
+        if (spec.block == BlockKind::PARALLEL_SHARED) note(layer, Input::FEED_FORWARD, input, spec.width, row, thread);
         if (spec.block != BlockKind::PARALLEL) continue;
         normalise(layer.ffn_norm, x, normed);
-        look(layer, Input::FEED_FORWARD, normed, spec.width, thread);
+        note(layer, Input::FEED_FORWARD, normed, spec.width, row, thread);
         prepare(normed, in2_, row);
     }
+    lower({&layer.q, &layer.k, &layer.v}, Input::ATTENTION, thread);
+    if (spec.is_parallel()) lower({&layer.gate, &layer.up}, Input::FEED_FORWARD, thread);
 }
 
 // x += norm(y + bias) for one row; y is changed.
@@ -248,9 +271,10 @@ void Work::between(const Layer& layer, int thread) {
         const float* x = x_.floats() + row * width_stride_;
         if (layer.ffn_norm.present) normalise(layer.ffn_norm, x, normed);
         const float* input = layer.ffn_norm.present ? normed : x;
-        look(layer, Input::FEED_FORWARD, input, spec.width, thread);
+        note(layer, Input::FEED_FORWARD, input, spec.width, row, thread);
         prepare(input, in_, row);
     }
+    lower({&layer.gate, &layer.up}, Input::FEED_FORWARD, thread);
 }
 
 void Work::leave(const Layer& layer, int thread) {
@@ -270,6 +294,9 @@ void Work::narrow() {
         std::memmove(attended_.floats() + i * q_stride_, attended_.floats() + row * q_stride_, 4 * q_stride_);
     }
     rows_ = batch_->wanted.size();
+    Adapters of_row;
+    for (size_t i = 0; i < rows_ && adapted_; i++) of_row.push_back(batch_->adapters[sequence_of_[batch_->wanted[i]]]);
+    plan_adapters(of_row);
     for (ActBuffer* acts : {&in_, &in2_, &attended_acts_, &hidden_}) acts->acts().rows = rows_;
 }
 
@@ -287,9 +314,11 @@ void Work::project(const std::vector<Product>& products, const Acts& acts, int t
     for (const Product& p : products) {
         const Matrix& m = p.linear->weight;
         const size_t first = std::max(mine.begin, before), last = std::min(mine.end, before + m.panels());
-        if (first < last)
-            k.matmul[static_cast<int>(m.type)](m.panel(first - before), last - first, m.panel_bytes, acts,
-                                               p.y + (first - before) * PANEL, p.ldy, false);
+        if (first < last) {
+            float* y = p.y + (first - before) * PANEL;
+            k.matmul[static_cast<int>(m.type)](m.panel(first - before), last - first, m.panel_bytes, acts, y, p.ldy, false);
+            adapted_.raise(k, *p.linear, {first - before, last - before}, y, p.ldy, scratch_[thread].adapted);
+        }
         before += m.panels();
     }
 }
@@ -357,6 +386,10 @@ void Work::feed_forward(const Layer& layer, const Acts& acts, int thread) {
     for (size_t first = mine.begin; first < mine.end; first += per_group)
         gate_and_up(layer, acts, {first, std::min(first + per_group, mine.end)}, thread);
     model.pool().barrier();
+    if (adapted_) {
+        lower({&layer.down}, Input::HIDDEN, thread);
+        model.pool().barrier();
+    }
     project({{&layer.down, fed_.floats(), width_stride_}}, hidden_.acts(), thread);
 }
 
@@ -368,6 +401,7 @@ void Work::gate_and_up(const Layer& layer, const Acts& acts, Range panels, int t
     const auto product = [&](const Linear& linear, float* y) {
         const Matrix& m = linear.weight;
         k.matmul[static_cast<int>(m.type)](m.panel(panels.begin), count, m.panel_bytes, acts, y, ldy, false);
+        adapted_.raise(k, linear, panels, y, ldy, scratch.adapted);
         for (size_t row = 0; row < rows_ && !linear.bias.empty(); row++)
             k.add(linear.bias.data() + begin, columns, y + row * ldy);
     };
@@ -381,7 +415,7 @@ void Work::gate_and_up(const Layer& layer, const Acts& acts, Range panels, int t
             k.activate(spec.activation, scratch.gate.floats() + row * ldy, up, columns, up);
         else
             k.activate(spec.activation, up, nullptr, columns, up);
-        look(layer, Input::HIDDEN, up, columns, thread, begin);
+        note(layer, Input::HIDDEN, up, columns, row, thread, begin);
         k.prepare(up, hidden_.forms(), out, row);
     }
 }

@@ -15,6 +15,7 @@
 // look best are computed whole; their k-th best logit is a floor, and any other row is given up at the first line that
 // takes it below. All rows that reach the floor come out with their logits, ties included, bit for bit those of `product`.
 #pragma once
+#include <array>
 #include <vector>
 
 #include "layout.h"
@@ -85,6 +86,7 @@ public:
     size_t panels() const { return (planes_.rows + PANEL - 1) / PANEL; }
     size_t nbytes() const { return scale_.size() + high_.size() + low_.size(); }
     float largest_scale() const { return largest_scale_; }
+    std::array<const Buffer*, 3> buffers() const { return {&scale_, &high_, &low_}; }
     const Planes& planes() const { return planes_; }
 
 private:

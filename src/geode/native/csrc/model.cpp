@@ -1,16 +1,21 @@
 #include "model.h"
 
+#include <atomic>
 #include <cmath>
 #include <cstring>
 
+#include "adapters.h"
 #include "head.h"
 #include "work.h"
 
 namespace geode {
 
+static std::atomic<size_t> models{0};  // made so far
+
 Model::Model(const Spec& spec, std::vector<Seen> layers, std::vector<int> rope_of, std::vector<Rope> ropes,
              const Kernels& kernels, int threads)
-    : spec_(spec),
+    : serial_(models++),
+      spec_(spec),
       seen_(std::move(layers)),
       ropes_(std::move(ropes)),
       kernels_(kernels),
@@ -28,6 +33,8 @@ void Model::name_weights() {
     const auto linear = [this](const std::string& name, Linear& to) {
         matrices_[name + ".weight"] = &to.weight;
         vectors_[name + ".bias"] = &to.bias;
+        to.number = linears_.size();
+        linears_[name + ".weight"] = &to;
     };
     const auto norm = [this](const std::string& name, Norm& to, bool present) {
         to.present = present;
@@ -56,6 +63,8 @@ void Model::name_weights() {
     norm("output_norm", output_norm_, true);
     matrices_["token_embd.weight"] = &token_embd_;
     matrices_["output.weight"] = &output_.weight;
+    output_.number = linears_.size();
+    linears_["output.weight"] = &output_;
 }
 
 void Model::load(const std::string& name, QType type, size_t rows, size_t columns, const uint8_t* source, bool mapped) {
@@ -92,8 +101,54 @@ size_t Model::nbytes() const {
     return total;
 }
 
+namespace {
+
+// Mixes some memory into a number: four lanes of multiply and rotate, which is as fast as memory.
+uint64_t mixed(uint64_t seed, const void* data, size_t size) {
+    constexpr uint64_t ODD = 0x9E3779B97F4A7C15u;
+    uint64_t lanes[4] = {seed, seed + ODD, seed ^ ODD, seed - ODD};
+    const auto add = [&](uint64_t& lane, const uint8_t* from, size_t count) {
+        uint64_t word = 0;
+        std::memcpy(&word, from, count);
+        lane = (lane ^ word) * ODD;
+        lane ^= lane >> 29;
+    };
+    const auto* at = static_cast<const uint8_t*>(data);
+    size_t i = 0;
+    for (; i + 32 <= size; i += 32)
+        for (size_t lane = 0; lane < 4; lane++) add(lanes[lane], at + i + 8 * lane, 8);
+    for (; i < size; i += 8) add(lanes[i / 8 % 4], at + i, std::min<size_t>(8, size - i));
+    for (const uint64_t lane : {lanes[1], lanes[2], lanes[3], static_cast<uint64_t>(size)}) {
+        lanes[0] = (lanes[0] ^ lane) * ODD;
+        lanes[0] ^= lanes[0] >> 32;
+    }
+    return lanes[0];
+}
+
+}  // namespace
+
+uint64_t Model::fingerprint() const {
+    uint64_t found = 0;
+    for (const auto& [name, matrix] : matrices_) {
+        found = mixed(found, name.data(), name.size());
+        found = mixed(found, matrix->data.bytes(), matrix->data.size());
+    }
+    for (const Buffer* buffer : screened_->buffers()) found = mixed(found, buffer->bytes(), buffer->size());
+    for (const auto& [name, vector] : vectors_) {
+        found = mixed(found, name.data(), name.size());
+        found = mixed(found, vector->data(), vector->size() * sizeof(float));
+    }
+    return found;
+}
+
 size_t Model::nbytes(const std::string& name) const {
     return is_screened(name) ? screened_->nbytes() : matrices_.at(name)->data.size();
+}
+
+std::pair<size_t, size_t> Model::shape(const std::string& name) const {
+    if (name == "output.weight" || name == "token_embd.weight") return {spec_.vocab, spec_.width};
+    const Matrix& matrix = *matrices_.at(name);
+    return {matrix.rows, matrix.columns};
 }
 
 std::pair<size_t, size_t> Model::packed_shape(const std::string& name) const {
@@ -126,8 +181,11 @@ public:
     // `as_found`: bit for bit the logits of Model::candidates. Otherwise a screened head, too, is multiplied as its
     // type's panels are, which rounds elsewhere and takes half of the time where there are many rows.
     HeadProduct(const Kernels& k, const ScreenedHead& screened, const Matrix& plain, const float* hidden, size_t rows,
-                size_t width, bool as_found)
-        : k_(k), screened_(screened), plain_(plain), type_(screened ? QType::Q8_0 : plain.type) {
+                size_t width, bool as_found, const Linear& changed, const Adapters& adapters)
+        : k_(k), screened_(screened), plain_(plain), type_(screened ? QType::Q8_0 : plain.type), changed_(changed) {
+        adapted_.assign(adapters, {width});
+        for (size_t row = 0; row < adapters.size(); row++) adapted_.take(0, row, hidden + row * width, width);
+        adapted_.lower(k, {&changed}, 0, {0, rows});
         if (screened && as_found) {
             input_ = std::make_unique<HeadInput>(k, hidden, rows, width, screened.largest_scale());
             return;
@@ -141,6 +199,13 @@ public:
 
     // Panels [first, first + count): y[m · ldy + 16 · p + i]. `scratch` is the thread's own.
     void operator()(size_t first, size_t count, float* y, size_t ldy, std::vector<uint8_t>& scratch) const {
+        multiply(first, count, y, ldy, scratch);
+        Buffer gathered;
+        adapted_.raise(k_, changed_, {first, first + count}, y, ldy, gathered);
+    }
+
+private:
+    void multiply(size_t first, size_t count, float* y, size_t ldy, std::vector<uint8_t>& scratch) const {
         if (input_) return screened_.product(k_, first, count, *input_, y, ldy);
         const size_t bytes = panel_bytes(type_, acts_.acts().columns);
         if (screened_) {
@@ -151,19 +216,21 @@ public:
         k_.matmul[static_cast<int>(type_)](panels, count, bytes, acts_.acts(), y, ldy, false);
     }
 
-private:
     const Kernels& k_;
     const ScreenedHead& screened_;
     const Matrix& plain_;
     const QType type_;
     std::unique_ptr<HeadInput> input_;
     ActBuffer acts_;
+    const Linear& changed_;
+    AdaptedRows adapted_;
 };
 
 }  // namespace
 
-void Model::head(const float* hidden, size_t rows, float* out, size_t stride) {
-    const HeadProduct product(kernels_, *screened_, *matrices_.at(head_name()), hidden, rows, spec_.width, true);
+void Model::head(const float* hidden, size_t rows, float* out, size_t stride, const Adapters& adapters) {
+    const HeadProduct product(kernels_, *screened_, *matrices_.at(head_name()), hidden, rows, spec_.width, true, output_,
+                              adapters);
     screened_->note_all_read();
     pool_.run([&](int thread) {
         const Range mine = share(product.panels(), thread, pool_.size());
@@ -234,8 +301,9 @@ struct Tally {
 }  // namespace
 
 void Model::score(const float* hidden, const int32_t* targets, size_t rows, size_t real, double* logprobs,
-                  bool* greedy) {
-    const HeadProduct product(kernels_, *screened_, *matrices_.at(head_name()), hidden, rows, spec_.width, false);
+                  bool* greedy, const Adapters& adapters) {
+    const HeadProduct product(kernels_, *screened_, *matrices_.at(head_name()), hidden, rows, spec_.width, false, output_,
+                              adapters);
     const int threads = pool_.size();
     constexpr size_t STEP = 16;  // panels: 256 logits of a row at a time
     std::vector<Tally> tallies(threads * rows);

@@ -3,6 +3,7 @@
 // What a family is called, how text becomes ids and which token is chosen are not known here.
 #pragma once
 #include <map>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <utility>
@@ -38,14 +39,20 @@ struct Spec {
     bool is_parallel() const { return block == BlockKind::PARALLEL || block == BlockKind::PARALLEL_SHARED; }
 };
 
+// What matrices of a layer are multiplied with: q, k and v; gate and up; output; down. Side by side in Taps::squares.
+enum class Input { ATTENTION, FEED_FORWARD, ATTENDED, HIDDEN };
+
 struct Rope {
     std::vector<float> frequencies;
     float magnitude;
 };
 
+constexpr size_t LINEARS = 7;  // matrices of a layer: q, k, v, output, gate, up, down
+
 struct Linear {
     Matrix weight;
     std::vector<float> bias;  // empty: none
+    size_t number = 0;        // LINEARS for each layer, and then the head
 };
 
 struct Norm {
@@ -60,6 +67,9 @@ struct Layer {
     int rope = 0;
 };
 
+class Adapter;  // see adapters.h
+using Adapters = std::vector<const Adapter*>;
+
 // A batch: rows of tokens, consecutive ones of each sequence together.
 struct Batch {
     std::vector<int32_t> tokens;                 // (N,)
@@ -67,6 +77,7 @@ struct Batch {
     std::vector<int32_t> past;                   // (S,): tokens of the sequence before these
     std::vector<std::vector<int32_t>> tables;    // a group of layers: (S · width,) page numbers, -1 where released
     std::vector<int32_t> wanted;                 // (W,): rows whose hidden state is asked for
+    Adapters adapters;                           // (S,), nullptr: none; or empty where no sequence has one
 
     size_t rows() const { return tokens.size(); }
     size_t sequences() const { return past.size(); }
@@ -103,8 +114,9 @@ public:
     // Runs the batch through all layers, adding to the cache. out: (W, width), normed.
     void forward(const Batch& batch, Cache& cache, float* out, const Taps& taps = {});
 
-    // Logits of hidden states: hidden (W, width) -> out (W, stride), stride a multiple of 16 and >= vocab.
-    void head(const float* hidden, size_t rows, float* out, size_t stride);
+    // Logits of hidden states: hidden (W, width) -> out (W, stride), stride a multiple of 16 and >= vocab. `adapters`:
+    // of each hidden state, here and below; or none.
+    void head(const float* hidden, size_t rows, float* out, size_t stride, const Adapters& adapters = {});
 
     // Of each hidden state the rows that are needed, see head.h; only where the model screens.
     std::vector<Found> candidates(const float* hidden, const std::vector<Need>& needs);
@@ -112,7 +124,8 @@ public:
     size_t head_bytes_read() const;  // by the last call of `candidates` or `head`; of the matrix, not of activations
 
     // For each hidden state the log-probability of its target, and whether it is the likeliest of the first `real` ids.
-    void score(const float* hidden, const int32_t* targets, size_t rows, size_t real, double* logprobs, bool* greedy);
+    void score(const float* hidden, const int32_t* targets, size_t rows, size_t real, double* logprobs, bool* greedy,
+               const Adapters& adapters = {});
 
     const Spec& spec() const { return spec_; }
     const Kernels& kernels() const { return kernels_; }
@@ -120,6 +133,12 @@ public:
     Pool& pool() { return pool_; }
     size_t nbytes() const;
     size_t nbytes(const std::string& name) const;
+    uint64_t fingerprint() const;  // of all weights' bytes: tells models apart, but keeps no secret
+
+    // The matrix of a canonical name that rows are multiplied with, and the shape of any: (rows, columns).
+    const Linear& linear(const std::string& name) const { return *linears_.at(name); }
+    std::pair<size_t, size_t> shape(const std::string& name) const;
+    size_t serial() const { return serial_; }  // of no other model in this process
 
     // Rows of a matrix, and the bytes of one as its file had them.
     std::pair<size_t, size_t> packed_shape(const std::string& name) const;
@@ -134,6 +153,7 @@ private:
     const char* head_name() const { return spec_.tied ? "token_embd.weight" : "output.weight"; }
     bool is_screened(const std::string& name) const { return screens() && name == head_name(); }
 
+    const size_t serial_;
     Spec spec_;
     std::vector<Seen> seen_;
     std::vector<Rope> ropes_;
@@ -145,6 +165,7 @@ private:
     Norm output_norm_;
     std::vector<Layer> layers_;
     std::map<std::string, Matrix*> matrices_;
+    std::map<std::string, const Linear*> linears_;
     std::map<std::string, std::vector<float>*> vectors_;
     std::unique_ptr<ScreenedHead> screened_;  // instead of the matrix of `head_name`, or nothing
     std::unique_ptr<Work> work_;

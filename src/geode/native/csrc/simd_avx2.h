@@ -36,6 +36,12 @@ struct Avx2 {
     static __m128i load_16(const void* at) { return _mm_loadu_si128(static_cast<const __m128i*>(at)); }
     static __m128i load_8(const void* at) { return _mm_loadl_epi64(static_cast<const __m128i*>(at)); }
     static F load_f16(const uint8_t* at) { return {_mm256_cvtph_ps(load_16(at)), _mm256_cvtph_ps(load_16(at + 16))}; }
+    static F load_bf16(const uint16_t* at) {
+        const auto eight = [](const uint16_t* at) {
+            return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_16(at)), 16));
+        };
+        return {eight(at), eight(at + 8)};
+    }
     static F load_i8(const uint8_t* at) {
         return to_floats({_mm256_cvtepi8_epi32(load_8(at)), _mm256_cvtepi8_epi32(load_8(at + 8))});
     }

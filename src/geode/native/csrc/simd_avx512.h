@@ -27,6 +27,10 @@ struct Avx512 {
     static F load(const float* at) { return _mm512_loadu_ps(at); }
     static void store(float* at, F x) { _mm512_storeu_ps(at, x); }
     static F load_f16(const uint8_t* at) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)at)); }
+    static F load_bf16(const uint16_t* at) {
+        const __m512i x = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)at));
+        return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16));
+    }
     static F load_i8(const uint8_t* at) {
         return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)at)));
     }

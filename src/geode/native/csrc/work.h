@@ -1,5 +1,6 @@
 // The buffers of one forward, kept from call to call, and what its stages share.
 #pragma once
+#include "adapters.h"
 #include "model.h"
 
 namespace geode {
@@ -38,12 +39,13 @@ struct Work {
 
 private:
     struct Scratch {  // of one thread
-        Buffer scores, weights, sums, gate, up, row;
+        Buffer scores, weights, sums, gate, up, row, adapted;
         ActBuffer p, queries;
         std::vector<uint8_t> bytes;
     };
 
     void prepare_buffers();
+    void plan_adapters(const Adapters& of_row);
 
     // What every thread runs; barriers inside.
     void run(int thread);
@@ -92,9 +94,9 @@ private:
     void store_residual(const Norm* norm, const std::vector<float>& bias, float* y, size_t row);
     Range rows_of(int thread) const { return share(rows_, thread, model.pool().size()); }
 
-    // What matrices of a layer are multiplied with, side by side in Taps::squares: q, k and v; gate and up; output; down.
-    enum class Input { ATTENTION, FEED_FORWARD, ATTENDED, HIDDEN };
-    void look(const Layer& layer, Input input, const float* x, size_t columns, int thread, size_t first = 0);
+    void note(const Layer& layer, Input input, const float* x, size_t columns, size_t row, int thread, size_t first = 0);
+    void look(const Layer& layer, Input input, const float* x, size_t columns, int thread, size_t first);
+    void lower(std::initializer_list<const Linear*> linears, Input input, int thread);
     void keep_residual(size_t place, int thread);
 
     const Batch* batch_ = nullptr;
@@ -108,6 +110,7 @@ private:
     Buffer x_, q_, k_, v_, attended_, attention_, fed_, turns_;
     size_t q_stride_ = 0, kv_stride_ = 0, width_stride_ = 0;
     ActBuffer in_, in2_, queries_, attended_acts_, hidden_;
+    AdaptedRows adapted_;
     std::vector<Scratch> scratch_;
     std::vector<AttentionItem> items_;
     bool split_ = false;

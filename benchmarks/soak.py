@@ -1,0 +1,267 @@
+"""Twenty minutes of everything at once, and then: is all given back?
+
+    python benchmarks/soak.py model.gguf [--minutes 20] [--adapter src/geode/assistant]
+
+A server of its own, clients in processes of their own. They ask in mixed lengths and kinds (streams, whole answers,
+several at a time, constrained, embeddings, scores), go away in the middle, send nonsense, load and unload adapters
+under the feet of others; now and then a whole client process is killed with SIGKILL. Any answer that is neither good
+nor the error that was asked for is a failure. At the end, when the server is idle, its engine's own books balance, no
+page is held, and memory is where it was after the first minute, but for 5 % (pages that are kept for reuse are
+touched once and stay). Exit code 1 and a list where anything was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import collections
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+HOUSE = Path(__file__).parents[1]
+sys.path.insert(0, str(Path(__file__).parent))
+from serve import Server, free_port, passage  # noqa: E402
+
+Tally = collections.Counter[str]
+ERRORS_ASKED = {"nonsense": 400, "unknown": 404, "too_long": 400}
+
+
+class Client:
+    """Asks one thing after the other, and counts what became of it. One process has some of these."""
+
+    def __init__(self, port: int, seed: int, adapters: list[str], until: float, wrong: Path):
+        self.port, self.chance, self.until, self.adapters = port, random.Random(seed), until, adapters
+        self.tally: Tally = collections.Counter()
+        self.wrong = wrong
+
+    async def live(self) -> Tally:
+        while time.time() < self.until:
+            kind = self.chance.choices(*zip(*KINDS.items(), strict=True))[0]
+            try:
+                await asyncio.wait_for(getattr(self, kind)(), 180)
+                self.tally[kind] += 1
+            except Exception as error:
+                with self.wrong.open("a") as file:  # at once: this process may be killed
+                    file.write(f"{kind}: {type(error).__name__} {str(error)[:300]}\n")
+            await asyncio.sleep(self.chance.expovariate(4))
+        return self.tally
+
+    # Kinds of requests
+
+    async def streamed(self) -> None:
+        status, lines = await self._stream(self._chat() | {"stream": True})
+        assert status == 200 and lines[-1] == "[DONE]", (status, lines[-1:])
+
+    async def left(self) -> None:
+        """Goes away in the middle of an answer."""
+        await self._stream(self._chat(tokens=400) | {"stream": True}, leave=self.chance.randrange(1, 20))
+
+    async def whole(self) -> None:
+        status, answer = await self._ask("/v1/chat/completions", self._chat() | {"n": self.chance.choice([1, 1, 3])})
+        assert status == 200 and answer["choices"], answer
+
+    async def constrained(self) -> None:
+        schema = {"type": "object", "properties": {"a": {"type": "integer", "maximum": 99}}, "required": ["a"]}
+        body = self._chat(tokens=60) | {
+            "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+        }
+        status, answer = await self._ask("/v1/chat/completions", body)
+        assert status == 200, answer
+        if answer["choices"][0]["finish_reason"] == "stop":
+            assert isinstance(json.loads(answer["choices"][0]["message"]["content"])["a"], int)
+
+    async def embedded(self) -> None:
+        status, answer = await self._ask("/v1/embeddings", {"model": "default", "input": [self._text(), "short"]})
+        assert status == 200 and len(answer["data"]) == 2, answer
+
+    async def scored(self) -> None:
+        body = {"model": "default", "prompt": self._text(), "max_tokens": 0, "echo": True, "logprobs": 1}
+        status, answer = await self._ask("/v1/completions", body)
+        assert status == 200, answer
+
+    async def adapted(self) -> None:
+        """An adapter comes, answers, and goes while others use it."""
+        if not self.adapters:
+            return
+        name = f"lora-{self.chance.randrange(3)}"
+        status, _ = await self._ask("/v1/load_lora_adapter", {"lora_name": name, "lora_path": self.adapters[0]})
+        assert status in (200, 400, 409), status  # it may be there already
+        status, answer = await self._ask("/v1/chat/completions", self._chat(tokens=16) | {"model": name})
+        assert status in (200, 404), answer  # it may be gone already
+        if self.chance.random() < 0.5:
+            status, _ = await self._ask("/v1/unload_lora_adapter", {"lora_name": name})
+            assert status in (200, 404), status
+
+    async def nonsense(self) -> None:
+        bad: list[Any] = [{"messages": 3}, {"cheese": 1}, {"messages": [], "model": "default"}, [], "x"]
+        await self._refused("/v1/chat/completions", self.chance.choice(bad), 400)
+
+    async def unknown(self) -> None:
+        await self._refused("/v1/chat/completions", self._chat() | {"model": "nobody"}, 404)
+
+    async def too_long(self) -> None:
+        await self._refused("/v1/completions", {"model": "default", "prompt": [5] * 200_000, "max_tokens": 4}, 400)
+
+    # Wires
+
+    def _chat(self, tokens: int | None = None) -> dict[str, Any]:
+        return {
+            "model": "default",
+            "messages": [{"role": "user", "content": self._text()}],
+            "max_tokens": tokens or self.chance.choice([1, 8, 40, 120]),
+            "temperature": self.chance.choice([0, 0.8]),
+        }
+
+    def _text(self) -> str:
+        """Some passages come again and again: their pages are shared."""
+        return passage(self.chance.randrange(12), self.chance.choice([40, 400, 1500, 4000]))
+
+    async def _refused(self, path: str, body: Any, wanted: int) -> None:
+        status, answer = await self._ask(path, body)
+        assert status in (wanted, 422) and "error" in answer, (status, answer)
+
+    async def _open(self, path: str, body: Any) -> tuple[int, asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 24)
+        data = json.dumps(body).encode()
+        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\nContent-Type: application/json\r\n"
+        writer.write(f"{head}Connection: close\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data)
+        status = int((await reader.readline()).split()[1])
+        while (await reader.readline()).strip():
+            pass
+        return status, reader, writer
+
+    async def _ask(self, path: str, body: Any) -> tuple[int, Any]:
+        """Asks; asks later again where the server is full."""
+        while True:
+            status, reader, writer = await self._open(path, body)
+            text = (await reader.read()).decode()
+            writer.close()
+            if status not in (429, 503):
+                break
+            self.tally[f"told to wait ({status})"] += 1
+            await asyncio.sleep(1)
+        with contextlib.suppress(ValueError):
+            return status, json.loads(text)
+        start, end = text.find("{"), text.rfind("}")  # in chunks
+        return status, json.loads(text[start : end + 1]) if start >= 0 else text
+
+    async def _stream(self, body: Any, leave: int | None = None) -> tuple[int, list[str]]:
+        status, reader, writer = await self._open("/v1/chat/completions", body)
+        lines: list[str] = []
+        async for line in reader:
+            if line.startswith(b"data: "):
+                lines.append(line[6:].decode().strip())
+            if leave is not None and len(lines) >= leave:
+                break
+        writer.transport.abort() if leave is not None else writer.close()
+        return status, lines
+
+
+KINDS = {"streamed": 8, "whole": 4, "left": 4, "constrained": 2, "embedded": 2, "scored": 1, "adapted": 1}
+KINDS |= {"nonsense": 1, "unknown": 1, "too_long": 1}
+
+
+async def clients(args: argparse.Namespace) -> None:
+    """Some clients in this process; their tally as a line of JSON."""
+    adapters = [args.adapter] if args.adapter else []
+    some = [Client(args.port, args.seed * 100 + i, adapters, args.until, args.wrong) for i in range(args.each)]
+    tallies = await asyncio.gather(*(client.live() for client in some))
+    print(json.dumps(sum(tallies, collections.Counter())))
+
+
+def start(args: argparse.Namespace, port: int, seed: int, until: float) -> subprocess.Popen[str]:
+    words = f"{args.model} --port {port} --seed {seed} --until {until} --each {args.each}".split()
+    more = ["--wrong", str(args.wrong)] + (["--adapter", args.adapter] if args.adapter else [])
+    return subprocess.Popen([sys.executable, __file__, *words, *more], stdout=subprocess.PIPE, text=True)
+
+
+def status(port: int) -> dict[str, Any]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/status?check=true", timeout=30) as answer:
+        return json.loads(answer.read())
+
+
+def resident(pid: int) -> float:
+    """MB that a process holds."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--processes", type=int, default=3)
+    parser.add_argument("--each", type=int, default=4, help="clients of a process")
+    parser.add_argument("--adapter", default=None)
+    for name, kind in (("--port", int), ("--seed", int), ("--until", float), ("--wrong", Path)):
+        parser.add_argument(name, type=kind, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.port:
+        asyncio.run(clients(args))
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        args.wrong = Path(folder) / "wrong"
+        args.wrong.touch()
+        return soak(args)
+
+
+def soak(args: argparse.Namespace) -> int:
+    port = free_port()
+    words = ["serve", args.model, "--port", str(port), "--name", "default"]
+    server = Server("geode", [sys.executable, "-m", "geode", *words], port)
+    tally: Tally = collections.Counter()
+    try:
+        server.ready()
+        begun, ends = time.time(), time.time() + 60 * args.minutes
+        running = [start(args, port, seed, ends) for seed in range(args.processes)]
+        early, seed = 0.0, args.processes
+        while time.time() < ends:
+            time.sleep(min(15, max(0.1, ends - time.time())))
+            if not early and time.time() - begun > min(60, 20 * args.minutes):
+                early = resident(server.process.pid)
+            victim = random.Random(seed).choice(running)
+            victim.send_signal(signal.SIGKILL)
+            victim.wait()
+            running.remove(victim)
+            tally["client processes killed"] += 1
+            running.append(start(args, port, seed, ends))
+            seed += 1
+        for process in running:
+            out, _ = process.communicate(timeout=300)
+            tally.update(json.loads(out.strip().splitlines()[-1]))
+        return report(server, port, tally, early, args.wrong.read_text().splitlines())
+    finally:
+        server.stop()
+
+
+def report(server: Server, port: int, tally: Tally, early: float, wrong: list[str]) -> int:
+    """What was done, and whether all was given back; 1 where not."""
+    for _ in range(100):
+        found = status(port)
+        stats = [model["stats"] for model in found["models"] if model.get("stats")]
+        if all(one["running"] == one["waiting"] == 0 for one in stats):
+            break
+        time.sleep(0.3)
+    late = resident(server.process.pid)
+    wrong += [f"pages are still held: {one}" for one in stats if any(one["pages_used"])]
+    wrong += [f"the engine's books: {model['check']}" for model in found["models"] if model.get("check", "ok") != "ok"]
+    if late > 1.05 * early:
+        wrong.append(f"memory went from {early:.0f} to {late:.0f} MB")
+    for what, count in sorted(tally.items()):
+        print(f"{count:>7}  {what}")
+    print(f"memory {early:.0f} MB after the first minute, {late:.0f} MB at the end; {json.dumps(stats)}")
+    print("\n".join(["WRONG:", *wrong]) if wrong else "nothing was wrong")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,321 @@
+"""The engine: requests in from any thread, steps on one of its own, pieces out.
+
+How a step is planned and run is its neighbours' to know; HTTP, and what text means, are nobody's here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import BackendError, CapacityError, ContextError, OptionError
+from ..generate import Piece
+from .request import Deliver, Request, Stats, Ticket
+from .scheduler import Scheduler
+from .sequence import Embedding, Generation, Progress, Scoring, gathered
+from .step import Stepper
+
+if TYPE_CHECKING:
+    from ..tokenizer import Tokenizer
+    from .keep import Keeper
+    from .request import Counts
+    from .runner import Adapter, Adapters, Drafter, Runner
+
+IDLE = 2.0  # seconds without work after which kept pages are written
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One whole answer; `tokens` are all that were generated."""
+
+    text: str
+    tokens: list[int]
+    finish_reason: str | None
+    usage: Counts
+
+
+class Engine:
+    """Many requests over one runner. See `geode.engine.open`.
+
+    Without `start` nothing runs by itself: `step` runs what there is, for tests and for loops of one's own.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        *,
+        tokenizer: Tokenizer | None = None,
+        ends: frozenset[int] = frozenset(),
+        adapters: Adapters | None = None,
+        drafter: Drafter | None = None,
+        keeper: Keeper | None = None,
+        max_waiting: int = 512,
+    ):
+        self.runner = runner
+        self.tokenizer = tokenizer
+        self.ends = ends
+        self.max_waiting = max_waiting
+        self._adapters = adapters
+        self._keeper = keeper
+        self._scheduler = Scheduler(runner, drafter)
+        self._stepper = Stepper(runner, self._scheduler, drafter, self._has_ended)
+        self._changes: deque[Progress] = deque()  # new ones, and those that were cancelled
+        self._wake = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._inside = 0  # requests that came and have not ended
+        self._pace = 1.0  # seconds that a request took lately
+        self._draining = self._closed = False
+        if keeper is not None:
+            keeper.read()
+
+    @property
+    def context(self) -> int:
+        """Tokens that prompt and answer may have together: the model's, or fewer where memory holds no more."""
+        return min(self.runner.config.context, self.runner.capacity)
+
+    # requests
+
+    def submit(self, request: Request, deliver: Deliver) -> Ticket:
+        """Takes a request in; `deliver` is given its pieces, and the last has a finish_reason.
+
+        Raises OptionError, ContextError, TokenizerError, ModelNotFound for an unknown adapter; CapacityError, with
+        `retry_after`, when too many wait or the engine shuts down.
+        """
+        self._check(request.ids)
+        adapter = self._adapter(request.adapter)
+        sequence = Generation(request, deliver, self.context, self.ends, self.tokenizer, adapter, changed=self._changed)
+        self._enter(sequence)
+        return sequence
+
+    def stream(self, request: Request) -> Iterator[Piece]:
+        """Pieces as they are made; closing the iterator cancels. Starts the engine. Raises what `submit` raises."""
+        pieces: queue.SimpleQueue[Piece | Exception] = queue.SimpleQueue()
+        ticket = self.submit(request, pieces.put)
+        self.start()
+        return _pieces(pieces, ticket)
+
+    def generate(self, request: Request) -> Answer:
+        """The whole answer. Raises what `submit` raises, and the error that ended the request, if one did."""
+        pieces: queue.SimpleQueue[Piece | Exception] = queue.SimpleQueue()
+        ticket = self.submit(request, pieces.put)
+        self.start()
+        return Answer(*gathered(_pieces(pieces, ticket)), ticket.usage)
+
+    def embed(
+        self,
+        ids: Sequence[int],
+        *,
+        adapter: str | None = None,
+        pooling: str = "mean",
+        client: str = "",
+        priority: int = 0,
+    ) -> Future[np.ndarray]:
+        """Final hidden states of a text, pooled ("mean", "last"): float32 (D,), of no particular length."""
+        self._check(ids, longest=self.context)
+        sequence = Embedding(ids, pooling, client, priority, self._adapter(adapter))
+        self._enter(sequence)
+        return sequence.future
+
+    def score(
+        self,
+        ids: Sequence[int],
+        start: int,
+        *,
+        adapter: str | None = None,
+        client: str = "",
+        priority: int = 0,
+        salt: str = "",
+    ) -> Future[tuple[list[float], list[bool]]]:
+        """For the ids from `start` on: log-probability, and whether each was the likeliest."""
+        self._check(ids, longest=self.context)
+        if not 0 < start < len(ids):
+            raise OptionError(f"start must be from 1 to {len(ids) - 1}, the last of the ids; {start} was given.")
+        size = self.tokenizer.size if self.tokenizer else None
+        sequence = Scoring(ids, start, size, client, priority, self._adapter(adapter), salt)
+        self._enter(sequence)
+        return sequence.future
+
+    @property
+    def adapters(self) -> Adapters:
+        """Loads and unloads by name. Raises OptionError where the model runs without adapters."""
+        if self._adapters is None:
+            raise OptionError("This model runs where adapters cannot be loaded beside it. Load it with on='native'.")
+        return self._adapters
+
+    # looking
+
+    def stats(self) -> Stats:
+        s = self._stepper
+        used, kept, every = self.runner.pages()
+        return Stats(
+            waiting=max(0, self._inside - len(self._scheduler.running)),
+            running=len(self._scheduler.running),
+            pages_used=used,
+            pages_kept=kept,
+            pages=every,
+            steps=s.steps,
+            prompt_tokens=s.prompt_tokens,
+            cached_tokens=s.cached_tokens,
+            generated_tokens=s.generated_tokens,
+            drafted_tokens=s.drafted_tokens,
+            accepted_tokens=s.accepted_tokens,
+            preemptions=self._scheduler.preemptions,
+            batch=s.batch if self._scheduler.running else 0,
+        )
+
+    def check(self) -> None:
+        """Raises AssertionError where the books do not agree; exact while nothing runs."""
+        with self._wake:
+            if self._changes:
+                return
+            self._scheduler.check()
+            if self._inside == 0:
+                self.runner.check()
+                assert not self._scheduler.running and not self._scheduler.waiting, "a request is left that has ended"
+                assert not any(self.runner.pages()[0]), f"pages are held by nobody: {self.runner.pages()[0]}"
+
+    # running
+
+    def start(self) -> None:
+        """Runs on a thread of its own from now on; harmless twice. Raises BackendError once closed."""
+        with self._wake:
+            if self._closed:
+                raise _closed()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._loop, name="geode-engine", daemon=True)
+                self._thread.start()
+
+    def step(self) -> bool:
+        """One step, on this thread; False where there was nothing to do. Not while `start`'s thread runs."""
+        self._take_changes()
+        return self._stepper.step()
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Takes in no more, and waits for what is there; False where some are left after `timeout` seconds."""
+        with self._wake:
+            self._draining = True
+            done = self._wake.wait_for(lambda: self._inside == 0 or self._thread is None, timeout)
+        return done and self._inside == 0
+
+    def close(self) -> None:
+        """Ends what is left with BackendError, writes kept pages, stops the thread. Harmless twice."""
+        with self._wake:
+            self._draining = self._closed = True
+            self._wake.notify_all()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+            self._thread = None
+        self._take_changes()
+        self._end_all(_closed())
+        if self._keeper is not None:
+            self._keeper.write()
+
+    def __enter__(self) -> Engine:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _loop(self) -> None:
+        while not self._closed:
+            try:
+                self._take_changes()
+                if not self._stepper.step():
+                    self._rest()
+            except Exception as error:  # not one request's fault, or it would have ended it
+                self._end_all(BackendError(f"The engine failed and ended all that ran: {error!r}. Ask again."))
+
+    def _rest(self) -> None:
+        """Sleeps until something comes; writes what is kept when nothing comes for long."""
+        with self._wake:
+            if self._wake.wait_for(lambda: self._changes or self._closed, IDLE if self._keeper else None):
+                return
+        assert self._keeper is not None
+        self._keeper.write(stop=lambda: self._changes or self._closed)
+        with self._wake:
+            self._wake.wait_for(lambda: self._changes or self._closed)
+
+    def _enter(self, sequence: Progress) -> None:
+        sequence.text = self.runner.text(sequence.ids, sequence.adapter, sequence.salt)
+        with self._wake:
+            if self._closed:
+                raise _closed()
+            if self._draining:
+                raise CapacityError("The engine is shutting down and takes nothing in. Ask another.", self._pace)
+            waiting = self._inside - len(self._scheduler.running)
+            if waiting >= self.max_waiting:
+                wait = min(60.0, max(1.0, self._pace * waiting / max(1, len(self._scheduler.running))))
+                raise CapacityError(f"{waiting} requests wait already. Ask again in {wait:.0f} seconds.", wait)
+            self._inside += 1
+            self._changes.append(sequence)
+            self._wake.notify()
+
+    def _changed(self, sequence: Progress) -> None:
+        with self._wake:
+            self._changes.append(sequence)
+            self._wake.notify()
+
+    def _take_changes(self) -> None:
+        """Lets in who came, and out who does not want to wait."""
+        while self._changes:
+            sequence = self._changes.popleft()
+            if not sequence.number and not sequence.unwanted:
+                self._scheduler.add(sequence)
+            elif not sequence.number:
+                sequence.number = -1
+                self._has_ended(sequence)
+            elif sequence.unwanted and sequence.number > 0:
+                self._stepper.drop(sequence)
+
+    def _has_ended(self, sequence: Progress) -> None:
+        if sequence.admitted is not None:
+            self._pace += 0.1 * (perf_counter() - sequence.admitted - self._pace)
+        with self._wake:
+            self._inside -= 1
+            if not self._inside:
+                self._wake.notify_all()
+
+    def _end_all(self, error: Exception) -> None:
+        for sequence in list(self._scheduler.sequences()):
+            with contextlib.suppress(Exception):
+                self._stepper.drop(sequence, error)
+
+    def _adapter(self, name: str | None) -> Adapter | None:
+        return None if name is None else self.adapters.get(name)
+
+    def _check(self, ids: Sequence[int], longest: int | None = None) -> None:
+        vocab = self.runner.config.vocab
+        if not len(ids):
+            raise OptionError("The prompt is empty. Give at least one token.")
+        bad = next((i for i in (min(ids), max(ids)) if not 0 <= i < vocab), None)
+        if bad is not None:
+            raise OptionError(f"Token ids of this model are 0 to {vocab - 1}; {bad} was given.")
+        if longest is not None and len(ids) > longest:
+            raise ContextError(f"{len(ids)} tokens were given and the model's context holds {longest}. Give fewer.")
+
+
+def _pieces(pieces: queue.SimpleQueue[Piece | Exception], ticket: Ticket) -> Iterator[Piece]:
+    try:
+        while True:
+            piece = pieces.get()
+            if isinstance(piece, Exception):
+                raise piece
+            yield piece
+            if piece.finish_reason is not None:
+                return
+    finally:
+        ticket.cancel()
+
+
+def _closed() -> BackendError:
+    return BackendError("The engine was closed. Open it again.")

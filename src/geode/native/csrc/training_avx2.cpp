@@ -1,0 +1,19 @@
+#include "training.h"
+
+#if defined(__AVX2__)
+#include "simd_avx2.h"
+#include "training.inl"
+#endif
+
+namespace geode {
+
+const Trainer& avx2_trainer() {
+#if defined(__AVX2__)
+    static constexpr Trainer table = trainer_of<Avx2<false>>();
+    return table;
+#else
+    return portable_trainer();
+#endif
+}
+
+}  // namespace geode

@@ -1,0 +1,19 @@
+#include "training.h"
+
+#if defined(__ARM_FEATURE_DOTPROD)
+#include "simd_neon.h"
+#include "training.inl"
+#endif
+
+namespace geode {
+
+const Trainer& neon_trainer() {
+#if defined(__ARM_FEATURE_DOTPROD)
+    static constexpr Trainer table = trainer_of<Neon<false>>();
+    return table;
+#else
+    return portable_trainer();
+#endif
+}
+
+}  // namespace geode

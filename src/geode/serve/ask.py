@@ -1,0 +1,149 @@
+"""What any API's request means, and what any API's answer is made of. JSON and HTTP are not known here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..generate import Options
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class JsonObject:
+    """Any JSON object."""
+
+
+@dataclass(frozen=True)
+class JsonSchema:
+    """JSON that this schema allows."""
+
+    schema: Mapping[str, Any]
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Regex:
+    """Text that this pattern matches as a whole."""
+
+    pattern: str
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """Text that this EBNF (Lark's notation) derives."""
+
+    source: str
+
+
+Format = JsonObject | JsonSchema | Regex | Grammar
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function that the model may call."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=lambda: {"type": "object", "properties": {}})
+    strict: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """A request. Exactly one of messages, text and ids is given.
+
+    tool_choice  "auto", "none", "required", or the name of one of the tools
+    truncate     tokens of the prompt's end to keep when it is too long; None refuses a prompt that is
+    continue_last  the last message is the assistant's and is to be continued
+    """
+
+    model: str
+    messages: Sequence[Message] | None = None
+    text: str | None = None
+    ids: Sequence[int] | None = None
+    options: Options = field(default_factory=Options)
+    n: int = 1
+    tools: Sequence[Tool] = ()
+    tool_choice: str = "auto"
+    parallel_calls: bool = True
+    format: Format | None = None
+    truncate: int | None = None
+    continue_last: bool = False
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+    client: str = ""
+    priority: int = 0
+    adapter: str | None = None
+    salt: str = ""
+    speculate: bool = True
+
+
+@dataclass(frozen=True)
+class Logprob:
+    """One token, its log-probability, and the likeliest in its place (id, logprob)."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Text:
+    """More of answer `index`; `tokens` are what it was made of (perhaps none), `logprobs` where asked for."""
+
+    index: int
+    text: str
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[Logprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class CallBegins:
+    """The answer calls a tool; `call` counts from 0 within the answer."""
+
+    index: int
+    call: int
+    id: str
+    name: str
+
+
+@dataclass(frozen=True)
+class CallGoesOn:
+    """More of a call's arguments: a part of a JSON text."""
+
+    index: int
+    call: int
+    arguments: str
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Answer `index` is whole: "stop", "length", "tool_calls". `stop` is the stop string that ended it, if one did."""
+
+    index: int
+    finish_reason: str
+    stop: str | None = None
+
+
+@dataclass(frozen=True)
+class Spent:
+    """The last event: tokens and seconds of all answers together; `truncated` counts tokens of the prompt left out."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+    accepted_tokens: int = 0
+    drafted_tokens: int = 0
+    truncated: int = 0
+    queued_seconds: float = 0.0
+    prompt_seconds: float = 0.0
+    completion_seconds: float = 0.0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+Event = Text | CallBegins | CallGoesOn | Ends | Spent

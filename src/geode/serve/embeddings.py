@@ -1,0 +1,143 @@
+"""OpenAI's embeddings, POST /v1/embeddings, and POST /score: how alike texts are, how likely continuations.
+
+How vectors are computed is not known here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from ..errors import ContextError, OptionError
+from .ask import Spent
+from .http import Json, models_of, there, who
+from .record import current
+from .replies import head
+from .schema import EmbeddingBody, ScoreBody, as_list
+
+if TYPE_CHECKING:
+    from .models import Served
+
+router = APIRouter()
+
+
+@router.post("/v1/embeddings", tags=["OpenAI"])
+async def embeddings(body: EmbeddingBody, request: Request) -> Response:
+    """A vector of length 1 for each input: the hidden states pooled."""
+    async with models_of(request).use(body.model) as served:
+        _check_dimensions(body, served)
+        inputs = as_list(body.input)
+        ids = await asyncio.to_thread(lambda: [_ids(served, each, body.truncate_prompt_tokens) for each in inputs])
+        vectors = await there(request, _vectors(request, served, [one for one, _ in ids], body.pooling))
+        count, lost = sum(len(one) for one, _ in ids), sum(lost for _, lost in ids)
+        current().spent(Spent(count, 0, truncated=lost))
+        data = [
+            {"object": "embedding", "index": i, "embedding": _written(vector, body.encoding_format)}
+            for i, vector in enumerate(vectors)
+        ]
+        spent = {"prompt_tokens": count, "total_tokens": count} | ({"truncated_tokens": lost} if lost else {})
+        return Json({"object": "list", "data": data, "model": served.adapter or served.name, "usage": spent})
+
+
+@router.post("/score", tags=["Geode"])
+async def score(body: ScoreBody, request: Request) -> Response:
+    """For text_1 and text_2 the cosine of their embeddings; for a context and continuations, log-probabilities."""
+    async with models_of(request).use(body.model) as served:
+        work = _alike(body, request, served) if body.text_1 is not None else _likely(body, served)
+        data, count = await there(request, work)
+        current().spent(Spent(count, 0))
+        spent = {"prompt_tokens": count, "total_tokens": count}
+        return Json({**head("score", "list", served).fields, "data": data, "usage": spent})
+
+
+async def _alike(body: ScoreBody, request: Request, served: Served) -> tuple[list[dict[str, Any]], int]:
+    """One text with each of several, or each of several with that at its place."""
+    first, second = as_list(body.text_1), as_list(body.text_2)
+    if len(first) == 1:
+        first = first * len(second)
+    if len(first) != len(second) or not first:
+        raise OptionError(f"text_1 must be one text, or as many as text_2 has; {len(first)} and {len(second)} came.")
+    ids = await asyncio.to_thread(lambda: {text: _ids(served, text, None)[0] for text in (*first, *second)})
+    texts = list(ids)
+    vectors = dict(zip(texts, await _vectors(request, served, list(ids.values()), "mean"), strict=True))
+    pairs = enumerate(zip(first, second, strict=True))
+    data = [{"index": i, "object": "score", "score": float(vectors[a] @ vectors[b])} for i, (a, b) in pairs]
+    return data, sum(map(len, ids.values()))
+
+
+async def _likely(body: ScoreBody, served: Served) -> tuple[list[dict[str, Any]], int]:
+    """How likely each continuation is after the context: natural logarithms."""
+    each = as_list(body.continuation)
+    split = await asyncio.to_thread(lambda: [_split(served, body.context, continuation) for continuation in each])
+    futures = [served.engine.score(ids, start, adapter=served.adapter) for ids, start in split]
+    data = []
+    for i, ((ids, start), future) in enumerate(zip(split, futures, strict=True)):
+        logprobs, greedy = await asyncio.wrap_future(future)
+        found = {"index": i, "object": "score", "score": sum(logprobs), "is_greedy": all(greedy)}
+        data.append({**found, "tokens": ids[start:], "token_logprobs": logprobs})
+    return data, sum(len(ids) for ids, _ in split)
+
+
+def _split(served: Served, context: Any, continuation: Any) -> tuple[list[int], int]:
+    """Ids of both, and where the continuation's begin; as `Local.score` has them. Raises OptionError, ContextError."""
+    local = served.local
+    if not len(continuation) or isinstance(context, str) != isinstance(continuation, str):
+        raise OptionError("context and continuation must be two texts or two lists of ids, the continuation not empty.")
+    if isinstance(context, str):
+        ids, start = local._split(context, continuation)
+    else:
+        known = local._checked(context) or local._first()
+        ids, start = known + local._checked(continuation), len(known)
+    if not 0 < start < len(ids):
+        raise OptionError("context must be at least one token: it is empty and this model has no BOS to stand for it.")
+    local._check_length(len(ids))
+    return ids, start
+
+
+async def _vectors(request: Request, served: Served, inputs: Sequence[Sequence[int]], pooling: str) -> list[np.ndarray]:
+    """One vector of length 1 for each input, (D,). None is computed further once the client is gone."""
+    asked = who(request)
+    futures = [served.engine.embed(ids, adapter=served.adapter, pooling=pooling, **asked) for ids in inputs]
+    try:
+        return [_unit(await asyncio.wrap_future(future)) for future in futures]
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def _unit(vector: np.ndarray) -> np.ndarray:
+    length = float(np.linalg.norm(vector))
+    return vector / np.float32(length) if length > 0 else vector
+
+
+def _ids(served: Served, given: Any, truncate: int | None) -> tuple[list[int], int]:
+    """An input's ids, and how many were left out of them. Raises ContextError, OptionError."""
+    ids, context = served.local._ids(given), served.local.context
+    if not ids:
+        raise OptionError("input must be a text or ids, at least one token; an empty one was given.")
+    keep = len(ids) if truncate is None else context if truncate == -1 else truncate
+    if keep > context and len(ids) > context:
+        raise ContextError(f"An input has {len(ids)} tokens and the model's context holds {context}. Shorten it.")
+    return ids[:keep], max(0, len(ids) - keep)
+
+
+def _check_dimensions(body: EmbeddingBody, served: Served) -> None:
+    width = served.local.config.width
+    if body.dimensions not in (None, width):
+        raise OptionError(
+            f"dimensions must be left out, or {width}, which this model's vectors have: it was not trained to give "
+            f"shorter ones; {body.dimensions} was given."
+        )
+
+
+def _written(vector: np.ndarray, form: str | None) -> Any:
+    """A list of numbers, or the base64 of float32, little end first."""
+    if form == "base64":
+        return base64.b64encode(np.ascontiguousarray(vector, "<f4").tobytes()).decode()
+    return vector.tolist()

@@ -1,0 +1,419 @@
+"""Formats that an answer must have, as masks over a model's tokens; llguidance does the parsing.
+
+Where the formats come from, and how the next token is chosen, is not known here.
+
+    format ── checked, with limits ──> a matcher, compiled once and kept ── copied for each answer ──> Constraint
+
+Properties come in the order of the schema; white space is at most one character, or a line break and its indentation.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterator, Mapping
+from math import prod
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from ..engine.request import Constraint
+from ..errors import MissingExtra, OptionError
+from .ask import Ask, Format, JsonObject, JsonSchema, Regex
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+    from ..tokenizer import Tokenizer
+    from .loading import Served
+
+MAX_TEXT = 128 << 10  # bytes of a schema or a grammar
+MAX_PATTERN = 16 << 10  # bytes of a regular expression
+MAX_REPEATS = 5000  # of parts of a pattern; 10,000 take some 100 ms a token
+MAX_DEPTH = 100  # levels of a schema; llguidance reads no more than 127
+LIMITS: dict[str, Any] = {
+    "max_items_in_row": 4_000,  # four for each optional property
+    "initial_lexer_fuel": 500_000,  # some milliseconds
+    "step_lexer_fuel": 50_000,
+    "step_max_items": 20_000,
+    "max_lexer_states": 20_000,  # 1 to 2 kB each
+    "max_grammar_size": 100_000,
+    "verbose_errors": False,  # they hold the answer so far
+}
+BEFORE = "\x02"  # what comes before a text so that it is encoded as the rest of one
+KEPT = 64  # compiled formats of one vocabulary
+
+SPACE = r"[ \t]|\r?\n[ \t]{0,24}"
+
+# What llguidance does with a keyword, github.com/guidance-ai/llguidance docs/json_schema.md: it passes over those that
+# it does not know, and so they are refused here.
+ONE_SCHEMA = {"additionalProperties", "items", "additionalItems"}
+MANY_SCHEMAS = {"properties", "patternProperties", "$defs", "definitions", "anyOf", "allOf", "oneOf", "prefixItems"}
+VALUES = {"type", "enum", "const", "required", "pattern", "format", "multipleOf", "$ref", "$schema", "$id"}
+VALUES |= {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "maxLength"}
+VALUES |= {"minItems", "maxItems", "minProperties", "maxProperties"}
+ANNOTATIONS = {"title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly"}
+ANNOTATIONS |= {"$comment", "discriminator"}
+KEYWORDS = ONE_SCHEMA | MANY_SCHEMAS | VALUES | ANNOTATIONS
+
+# Where llguidance allows more than checkers of formats do: leap seconds at any time, parts of addresses of any length.
+NARROWER = {
+    "time": "^([^:]*:){2}[0-5]",
+    "date-time": "^([^:]*:){2}[0-5]",
+    "email": "^[^@]{1,64}@[^@]{1,63}$",
+    "hostname": "^.{1,253}$",
+}
+
+BOUNDS = r"(?P<low>\d+)(,(?P<high>\d*))?"
+COUNT = re.compile(r"(\{|~\s*)(?P<low>\d+)((,|\.\.)(?P<high>\d*))?")
+ATOM = re.compile(rf"\\.|\[\^?\]?([^\]\\]|\\.)*\]|\((\?[^)]*?:)?|\)|\{{{BOUNDS}\}}|.", re.DOTALL)
+
+
+def constraint_for(served: Served, ask: Ask) -> Callable[[], Constraint] | None:
+    """What makes a fresh constraint for each answer to an ask, by its format, its tools and their choice; None where
+    any text will do. Raises OptionError for what cannot be enforced, MissingExtra, TokenizerError."""
+    from .tools import tools_for
+
+    format = ask.format
+    if ask.tools and ask.tool_choice != "none":
+        format = tools_for(served).format(ask.tools, ask.tool_choice, ask.parallel_calls, ask.format)
+    if format is None:
+        return None
+    local = served.local
+    return guide(local._tokenizer("keep to a format"), local.config.vocab, local.ends, format)
+
+
+def guide(tokenizer: Tokenizer, vocab: int, ends: Collection[int], format: Format) -> Callable[[], Constraint]:
+    """What makes a fresh constraint for each answer. `vocab`: rows of the logits; `ends`: the end tokens.
+
+    The first call for a tokenizer takes a second or two, for 262,144 tokens, the first for a format up to one; call it
+    where nothing waits. Raises OptionError for a format that cannot be enforced, MissingExtra without llguidance.
+    """
+    words = vocabulary(tokenizer, vocab, ends)
+    first = words.compiled(source_of(format))
+    return lambda: _Guided(words, first.deep_copy())
+
+
+def vocabulary(tokenizer: Tokenizer, vocab: int, ends: Collection[int]) -> Vocabulary:
+    """The tokens as llguidance needs them, made once for each tokenizer. Raises MissingExtra."""
+    with _lock:
+        kept = _vocabularies.setdefault(tokenizer, {})
+        key = (vocab, frozenset(ends))
+        if key not in kept:
+            kept[key] = Vocabulary(tokenizer, vocab, ends)
+        return kept[key]
+
+
+def source_of(format: Format) -> str:
+    """The format in llguidance's own notation. Raises OptionError where it is too large or holds what is unknown."""
+    if isinstance(format, JsonObject):
+        return f"start: {json_rule({'type': 'object'})}"
+    if isinstance(format, JsonSchema):
+        return f"start: {json_rule(format.schema)}"
+    if isinstance(format, Regex):
+        check_pattern(format.pattern)
+        return f"start: /{_library().regex_to_lark(format.pattern, 'dw')}/"
+    _check_size(format.source, "grammar", MAX_TEXT)
+    counts = sorted((_count(found) for found in COUNT.finditer(format.source)), reverse=True)
+    _check_repeats(prod(counts[:2]), "grammar")
+    return format.source
+
+
+def json_rule(schema: Mapping[str, Any] | bool) -> str:
+    """JSON of a schema as the right side of a rule in Lark's notation. Raises OptionError."""
+    check_schema(schema)
+    keywords = _exact(schema) if isinstance(schema, Mapping) else {}
+    whole = {**keywords, "x-guidance": {"whitespace_pattern": SPACE}}
+    return f"%json {json.dumps(whole)}"
+
+
+def check_pattern(pattern: str) -> None:
+    """Raises OptionError for a regular expression that is too long or repeats too much."""
+    _check_size(pattern, "regular expression", MAX_PATTERN)
+    _check_repeats(_repeats(pattern), "regular expression")
+
+
+def check_schema(schema: Any) -> None:
+    """Raises OptionError for a schema that is none, too large or too deep, or has an unknown keyword."""
+    if not isinstance(schema, Mapping) and schema is not True:
+        raise OptionError(f"A JSON schema is an object; {str(schema)[:100]} was given.")
+    _check_depth(schema)
+    try:
+        text = json.dumps(schema, allow_nan=False)
+    except (TypeError, ValueError) as problem:
+        raise OptionError(f"The JSON schema is no JSON: {problem}. Give an object as json.loads returns it.") from None
+    _check_size(text, "JSON schema", MAX_TEXT)
+    for where, keyword, value in _keywords(schema, ""):
+        if keyword == "pattern" and isinstance(value, str):
+            check_pattern(value)
+        elif keyword == "patternProperties" and isinstance(value, Mapping):
+            for pattern in value:
+                check_pattern(pattern)
+        elif keyword not in KEYWORDS and (keyword == "x-guidance" or not keyword.startswith("x-")):
+            raise OptionError(
+                f"The JSON schema uses the keyword {keyword!r} at {where or 'its top'}, which cannot be enforced here. "
+                "Leave it out, and check the answer for it yourself."
+            )
+
+
+class Vocabulary:
+    """A model's tokens, and the formats compiled for them."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab: int, ends: Collection[int]):
+        self.size = vocab
+        self.ends = frozenset(ends)
+        self._tokens, self.chosen = _tokens(tokenizer, vocab, sorted(ends))
+        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._lock = Lock()
+
+    def compiled(self, source: str) -> LLMatcher:
+        """A matcher at its beginning, to be copied. Raises OptionError for a source that is wrong or too large."""
+        with self._lock:
+            if source in self._compiled:
+                self._compiled.move_to_end(source)
+                return self._compiled[source]
+        made = self._compile(source)
+        with self._lock:
+            self._compiled[source] = made
+            while len(self._compiled) > KEPT:
+                self._compiled.popitem(last=False)
+        return made
+
+    def _compile(self, source: str) -> LLMatcher:
+        library = _library()
+        matcher: LLMatcher = library.LLMatcher(
+            self._tokens, source, log_level=0, limits=library.LLParserLimits(**LIMITS)
+        )
+        allowed = np.empty(0) if matcher.is_error() else np.frombuffer(matcher.compute_bitmask(), np.uint8)
+        empty = matcher.is_error() and "NoExtension" in matcher.get_error()
+        if matcher.is_error() and not empty:
+            raise OptionError(
+                f"The format asked for cannot be enforced: {_cause(matcher)}. "
+                "Correct or simplify the schema, the pattern or the grammar."
+            )
+        if empty or not np.any(allowed):
+            raise OptionError(
+                "No answer can have the format asked for: nothing may come first. A schema or a rule that refers to "
+                "itself needs a way to end."
+            )
+        return matcher
+
+
+class _Guided:
+    """A `Constraint`: llguidance's matcher for one answer."""
+
+    def __init__(self, words: Vocabulary, matcher: LLMatcher):
+        self._words = words
+        self._matcher = matcher
+        self._bits = np.empty((words.size + 31) // 32, np.int32)
+
+    def mask(self) -> np.ndarray:
+        """bool (V,). Raises OptionError where the format has become too complex to go on with."""
+        self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+        self._check()
+        return np.unpackbits(self._bits.view(np.uint8), count=self._words.size, bitorder="little").view(bool)
+
+    def allows(self, token: int) -> bool:
+        if token in self._words.ends:
+            return self._matcher.is_accepting()
+        return (
+            0 <= token < self._words.size
+            and bool(self._words.chosen[token])
+            and self._matcher.validate_tokens([token]) == 1
+        )
+
+    def accept(self, token: int) -> None:
+        """Raises OptionError for a token that was not allowed."""
+        if not self._matcher.consume_token(token):
+            if "satisfy the grammar" not in self._matcher.get_error():
+                self._check()
+            raise OptionError(f"The token {token} does not fit the format asked for.")
+
+    def forced(self) -> list[int]:
+        """An end token where nothing else can follow."""
+        if self._matcher.is_stopped():
+            return [min(self._words.ends)] if self._words.ends else []
+        return self._matcher.compute_ff_tokens()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise OptionError(
+                f"The format asked for cannot be followed further: {_cause(self._matcher)}. Simplify the schema, the "
+                "pattern or the grammar."
+            )
+
+
+class _Words:
+    """A tokenizer as llguidance asks for one: `tokens` are the bytes of every id, and calling it encodes a text."""
+
+    is_tokenizer_wrapper = True
+    special_token_ids: tuple[int, ...] = ()
+    bos_token_id = None
+
+    def __init__(self, tokenizer: Tokenizer, vocab: int, ends: list[int]):
+        self._encode = tokenizer.encode
+        self.eos_token_id = ends[0]
+        control = frozenset(getattr(tokenizer, "control", {}).values()) | frozenset(ends)
+        self._pieces = [tokenizer.piece(i) for i in range(min(tokenizer.size, vocab))]
+        self.chosen = self._choices(control, vocab)
+        # A byte that no text has sets control tokens apart. Empty pieces are never chosen.
+        self.tokens = [
+            b"\xff" + piece if i in control else piece if self.chosen[i] else b""
+            for i, piece in enumerate(self._pieces)
+        ]
+        self.tokens += [b""] * (vocab - len(self.tokens))
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        """Ids of a text in the midst of another."""
+        data = text.encode() if isinstance(text, str) else text
+        ids = self._encode(f"{BEFORE}{data.decode('utf-8', 'replace')}", bos=False)
+        before = self._encode(BEFORE, bos=False)
+        found = ids[len(before) :]
+        if ids[: len(before)] == before and b"".join(map(self._pieces.__getitem__, found)) == data:
+            return found
+        return [self._ids[byte] for byte in (data[i : i + 1] for i in range(len(data)))]
+
+    def _choices(self, control: frozenset[int], vocab: int) -> np.ndarray:
+        """bool (V,): the ids that a format may hold. Of several with the same bytes, the one that encoding gives:
+        a letter, not the byte that stands in where letters are missing."""
+        chosen = np.zeros(vocab, bool)
+        self._ids: dict[bytes, int] = {}
+        twice: set[bytes] = set()
+        for i, piece in enumerate(self._pieces):
+            if i not in control and piece:
+                if piece in self._ids:
+                    twice.add(piece)
+                self._ids[piece] = i
+        for piece in twice:
+            ids = self(piece)
+            if len(ids) == 1:
+                self._ids[piece] = ids[0]
+        chosen[[*self._ids.values(), *(token for token in control if token < vocab)]] = True
+        return chosen
+
+
+_vocabularies: WeakKeyDictionary[Any, dict[tuple[int, frozenset[int]], Vocabulary]] = WeakKeyDictionary()
+_lock = Lock()
+
+
+def _tokens(tokenizer: Tokenizer, vocab: int, ends: list[int]) -> tuple[LLTokenizer, np.ndarray]:
+    """What llguidance makes of a vocabulary, and bool (V,): the ids that a format may hold."""
+    if not ends:
+        raise OptionError("A format cannot be enforced on a model without an end token: its answer would never end.")
+    words = _Words(tokenizer, vocab, ends)
+    return _library().LLTokenizer(words, n_vocab=vocab, eos_token=ends), words.chosen
+
+
+def _library() -> Any:
+    try:
+        import llguidance
+    except ImportError:
+        raise MissingExtra("llguidance", "serve", "An answer of a given format") from None
+    return llguidance
+
+
+def _cause(matcher: LLMatcher) -> str:
+    """What llguidance says, without the lines that it quotes."""
+    text = " ".join(
+        re.sub(
+            r"\n +(\d+ )?\|.*|\n +\^$|<non-verbose/>|^at 1\(8\): |failed to compile JSON schema: ",
+            "",
+            matcher.get_error(),
+        ).split()
+    )
+    if text.find("oneOf") >= 0:
+        return "oneOf is taken only where no two of its schemas allow the same; anyOf has no such limit"
+    return text[:400].rstrip(". ")
+
+
+def _check_size(text: str, what: str, limit: int) -> None:
+    size = len(text.encode(errors="replace"))
+    if size > limit:
+        raise OptionError(f"The {what} has {size} bytes; at most {limit} are taken. Make it smaller.")
+
+
+def _check_depth(schema: Any) -> None:
+    level = [schema]
+    for _ in range(MAX_DEPTH):
+        level = [inner for each in level for inner in _inner(each)]
+        if not level:
+            return
+    raise OptionError(f"The JSON schema is nested deeper than {MAX_DEPTH} levels. Use $ref for what repeats.")
+
+
+def _inner(value: Any) -> list[Any]:
+    return list(value.values()) if isinstance(value, Mapping) else list(value) if isinstance(value, list) else []
+
+
+def _keywords(schema: Any, where: str) -> Iterator[tuple[str, str, Any]]:
+    """Every keyword of a schema and of those in it: where, the keyword, its value."""
+    if not isinstance(schema, Mapping):
+        return
+    for keyword, value in schema.items():
+        yield where, keyword, value
+        for place, inner in _schemas(keyword, value):
+            yield from _keywords(inner, f"{where}/{keyword}{place}")
+
+
+def _schemas(keyword: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The schemas in a keyword's value, and where in it."""
+    if keyword in MANY_SCHEMAS and isinstance(value, Mapping):
+        yield from ((f"/{name}", each) for name, each in value.items())
+    elif keyword in ONE_SCHEMA | MANY_SCHEMAS and isinstance(value, list):
+        yield from ((f"/{i}", each) for i, each in enumerate(value))
+    elif keyword in ONE_SCHEMA:
+        yield "", value
+
+
+def _exact(schema: Any) -> Any:
+    """The schema with `NARROWER` patterns where a format has none of its own."""
+    if not isinstance(schema, Mapping):
+        return schema
+    exact = {keyword: _exact_below(keyword, value) for keyword, value in schema.items()}
+    if isinstance(schema.get("format"), str) and schema["format"] in NARROWER:
+        exact.setdefault("pattern", NARROWER[schema["format"]])
+    return exact
+
+
+def _exact_below(keyword: str, value: Any) -> Any:
+    if keyword in MANY_SCHEMAS and isinstance(value, Mapping):
+        return {name: _exact(each) for name, each in value.items()}
+    if keyword not in ONE_SCHEMA | MANY_SCHEMAS:
+        return value
+    return [_exact(each) for each in value] if isinstance(value, list) else _exact(value)
+
+
+def _repeats(pattern: str) -> int:
+    """How many parts a pattern has at most once its counted repetitions are written out."""
+    sums, last, at = [0], 0, 0
+    while at < len(pattern):
+        found = ATOM.match(pattern, at)
+        at = found.end() if found else at + 1
+        mark = pattern[found.start()] if found else ""
+        if mark == "(":
+            sums.append(0)
+        elif mark == ")" and len(sums) > 1:
+            last = sums.pop()
+            sums[-1] += last
+        elif found and found["low"]:
+            sums[-1] += last * (max(_count(found), 1) - 1)
+        else:
+            last = 1
+            sums[-1] += 1
+    return sum(sums)
+
+
+def _count(found: re.Match[str]) -> int:
+    """The larger bound of a repetition; one of more digits than any limit counts as that many nines."""
+    return max(int(digits[:9]) for digits in (found["low"], found["high"] or "0"))
+
+
+def _check_repeats(count: int, what: str) -> None:
+    if count > MAX_REPEATS:
+        raise OptionError(
+            f"The {what} repeats its parts {count} times by counts like {{n,m}}; at most {MAX_REPEATS} are taken. "
+            "Use smaller counts, or * and +."
+        )

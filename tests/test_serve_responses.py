@@ -1,0 +1,215 @@
+"""OpenAI's Responses through OpenAI's own client, against a live server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from live import Live, scripted, serving
+
+openai = pytest.importorskip("openai")
+httpx = pytest.importorskip("httpx")
+
+WEATHER = {
+    "type": "function",
+    "name": "weather",
+    "description": "The weather of a city",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    "strict": False,
+}
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+prompts: list[str] = []
+
+
+def says(prompt: str) -> str:
+    prompts.append(prompt)
+    if "weather" in prompt:
+        return "It rains." if "Rain" in prompt.rsplit("user:", 1)[1] else CALL
+    return '{"a": 1}' if "JSON" in prompt else "Hello."
+
+
+@pytest.fixture(scope="module")
+def live() -> Iterator[Live]:
+    with serving({"fake": scripted(says)}) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(live: Live) -> Iterator[Any]:
+    with openai.OpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0) as found:
+        yield found
+
+
+def ask(client: Any, given: Any = "Hi", **more: Any) -> Any:
+    return client.responses.create(model="fake", input=given, **more)
+
+
+def test_an_answer(client: Any) -> None:
+    found = ask(client, instructions="Be kind.", metadata={"a": "b"})
+    assert (found.object, found.status, found.output_text) == ("response", "completed", "Hello.")
+    assert found.output[0].role == "assistant" and found.output[0].status == "completed"
+    assert found.usage.output_tokens == len("Hello.") + 1
+    assert found.usage.total_tokens == found.usage.input_tokens + found.usage.output_tokens
+    assert found.metadata == {"a": "b"} and found.error is None
+    assert prompts[-1].endswith("system: Be kind.\nuser: Hi\nassistant: ")
+
+
+def test_items_are_a_conversation(client: Any) -> None:
+    items = [
+        {"role": "developer", "content": "Brief."},
+        {"role": "user", "content": [{"type": "input_text", "text": "One"}, {"type": "input_text", "text": " two"}]},
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Three"}]},
+        {"role": "user", "content": "Four"},
+    ]
+    ask(client, items)
+    assert prompts[-1].endswith("system: Brief.\nuser: One two\nassistant: Three\nuser: Four\nassistant: ")
+
+
+def test_streamed_events(client: Any) -> None:
+    events = list(ask(client, stream=True))
+    kinds = [event.type for event in events]
+    text = [event for event in events if event.type == "response.output_text.delta"]
+    assert kinds == [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+        *["response.output_text.delta"] * len(text),
+        "response.output_text.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        "response.completed",
+    ]
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert "".join(event.delta for event in text) == "Hello." == events[-1].response.output_text
+    assert {event.item_id for event in text} == {events[-1].response.output[0].id}
+
+
+def test_the_clients_own_gathering(client: Any) -> None:
+    with client.responses.stream(model="fake", input="Hi") as stream:
+        for _ in stream:
+            pass
+        assert stream.get_final_response().output_text == "Hello."
+
+
+def test_a_limit_leaves_it_incomplete(client: Any) -> None:
+    found = ask(client, max_output_tokens=3)
+    assert (found.status, found.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+    assert found.output_text == "Hel" and found.output[0].status == "incomplete"
+    last = list(ask(client, max_output_tokens=3, stream=True))[-1]
+    assert last.type == "response.incomplete" and last.response.output_text == "Hel"
+
+
+def test_a_tool_is_called_and_its_result_read(client: Any) -> None:
+    question = {"role": "user", "content": "What is the weather in Oslo?"}
+    first = ask(client, [question], tools=[WEATHER])
+    call = first.output[-1]
+    assert (call.type, call.name, json.loads(call.arguments)) == ("function_call", "weather", {"city": "Oslo"})
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "Rain"}
+    sent = [item.model_dump(exclude_none=True) for item in first.output]
+    assert ask(client, [question, *sent, result], tools=[WEATHER]).output_text == "It rains."
+    kept = ask(client, [result], previous_response_id=first.id, tools=[WEATHER])
+    assert kept.output_text == "It rains."
+
+
+def test_a_streamed_call(client: Any) -> None:
+    events = list(ask(client, "weather?", tools=[WEATHER], tool_choice="required", stream=True))
+    parts = [event.delta for event in events if event.type == "response.function_call_arguments.delta"]
+    (done,) = [event for event in events if event.type == "response.function_call_arguments.done"]
+    assert "".join(parts) == done.arguments and json.loads(done.arguments) == {"city": "Oslo"}
+    assert events[-1].response.output[-1].name == "weather"
+
+
+def test_json_by_a_schema(client: Any) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    shape = {"format": {"type": "json_schema", "name": "a", "schema": schema, "strict": True}}
+    assert json.loads(ask(client, "JSON", text=shape).output_text)["a"] == 1
+    assert json.loads(ask(client, "JSON", text={"format": {"type": "json_object"}}).output_text) == {"a": 1}
+
+
+def test_logprobs(client: Any) -> None:
+    found = ask(client, include=["message.output_text.logprobs"], top_logprobs=2)
+    logprobs = found.output[0].content[0].logprobs
+    assert "".join(each.token for each in logprobs).startswith("Hello.")
+    assert all(len(each.top_logprobs) == 2 and each.logprob <= 0 for each in logprobs)
+    assert not ask(client).output[0].content[0].logprobs
+
+
+def test_what_was_said_is_kept(client: Any) -> None:
+    first = ask(client, "First")
+    then = ask(client, "Second", previous_response_id=first.id)
+    assert prompts[-1].endswith("user: First\nassistant: Hello.\nuser: Second\nassistant: ")
+    assert then.previous_response_id == first.id
+    assert client.responses.retrieve(first.id).output_text == "Hello."
+    client.responses.delete(first.id)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(first.id)
+    with pytest.raises(openai.NotFoundError):
+        ask(client, previous_response_id=first.id)
+    assert ask(client, previous_response_id=then.id).status == "completed"  # it holds all that went before
+
+
+def test_what_is_not_to_be_stored_is_not(client: Any) -> None:
+    found = ask(client, store=False)
+    assert found.store is False
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(found.id)
+    streamed = list(ask(client, stream=True))[-1].response
+    assert client.responses.retrieve(streamed.id).output_text == "Hello."
+
+
+def test_what_is_kept_has_a_bound(live: Live, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from geode.serve import responses
+
+    monkeypatch.setattr(responses, "KEPT", 3)
+    ids = [ask(client).id for _ in range(4)]
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(ids[0])
+    assert client.responses.retrieve(ids[-1]).id == ids[-1]
+
+
+def test_nobody_reads_what_another_client_said() -> None:
+    from geode.serve import keys
+
+    both = (keys.key("one", "key-of-one"), keys.key("two", "key-of-two"))
+    with serving({"fake": scripted(["Hello."])}, keys=both) as live:
+        one, two = (
+            openai.OpenAI(base_url=f"{live.url}/v1", api_key=f"key-of-{name}", max_retries=0) for name in ("one", "two")
+        )
+        found = ask(one)
+        assert one.responses.retrieve(found.id).id == found.id
+        for asks in (lambda: two.responses.retrieve(found.id), lambda: ask(two, previous_response_id=found.id)):
+            with pytest.raises(openai.NotFoundError):
+                asks()
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"reasoning": {"effort": "high"}}, "reasoning.effort"),
+    ({"background": True}, "background"),
+    ({"conversation": "c"}, "conversation"),
+    ({"tools": [{"type": "web_search"}]}, "tools"),
+    ({"tool_choice": "required"}, "tool_choice"),
+    ({"max_output_tokens": 0}, "max_output_tokens"),
+    ({"extra_body": {"seed": 1}}, "seed"),
+    ({"include": ["file_search_call.results"]}, "include"),
+    ({"given": [{"type": "reasoning", "id": "r", "summary": []}]}, "input"),
+    ({"given": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input"),
+    ({"given": [{"type": "function_call_output", "call_id": "c", "output": "x"}]}, "function_call"),
+    ({"given": []}, "input"),
+]
+
+
+@pytest.mark.parametrize(("more", "said"), BAD, ids=[str(i) for i in range(len(BAD))])
+def test_what_cannot_be_done_is_refused_by_name(client: Any, more: dict[str, Any], said: str) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(client, **more)
+    assert said in caught.value.body["message"]
+
+
+def test_prompts_that_are_too_long(client: Any) -> None:
+    with pytest.raises(openai.BadRequestError, match="4096"):
+        ask(client, "x" * 5000)
+    found = ask(client, "x" * 5000, truncation="auto", max_output_tokens=10)
+    assert found.output_text == "Hello." and found.usage.truncated_tokens > 0
