@@ -81,7 +81,16 @@ def counted(config: Config, method: Any, dtype: str, remat: str, length: int) ->
         seen.setdefault(tensor.untyped_storage().data_ptr(), tensor)
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    hooks = torch.autograd.graph.saved_tensors_hooks
+
+    class Seen(hooks):
+        """What a context within keeps is counted too; it hides what it keeps from those around it."""
+
+        def __init__(self, pack: Any, unpack: Any):
+            super().__init__(lambda t: keep(p) if isinstance(p := pack(t), torch.Tensor) else p, unpack)
+
+    torch.autograd.graph.saved_tensors_hooks = Seen  # type: ignore[misc]
+    with hooks(keep, lambda tensor: tensor):
         objectives.sft()(decoder, {name: torch.tensor(array) for name, array in batch.items()})
     kept = sum(t.untyped_storage().nbytes() for place, t in seen.items() if place not in own)
     aside = count * config.width * 4  # what the gradient of hidden states will be: `loss.Sweep`

@@ -7,8 +7,8 @@ device or a framework takes besides is `plan`'s to know.
       a norm                  what came in, and one scale                 activations, float32
       an adapted or trained   what came in, once for those that share it  activations
       matrix                  with a low-rank pair the R of A x too
+        of a thrifty block    nothing where a norm or a gate made it
       attention               queries, keys, values, outputs, log Σ exp   activations, float32
-                              the mask of the scores it computes
         with a soft-cap       the scores, three times                     float32, float32, activations
       a gated activation      both factors                                activations
       weights                 nothing, but for copies in the activations' type of what is held in float32
@@ -46,6 +46,7 @@ class Method:
     quantize: str | None = None
     item: int = WIDE
     eager: bool = True  # PyTorch's way; compilers have no kernel of their own for attention here
+    thrifty: bool = False  # blocks that compute norms and gates again, as PyTorch's do unless whole blocks are
 
     def changed(self, block: int, kind: str) -> list[str]:
         """Roles of a block's matrices that get a pair ("pairs") or are trained whole ("whole")."""
@@ -63,7 +64,7 @@ def block_bytes(
     tokens = rows * length
     lines = {
         "norms": _norms(config, block, method),
-        "inputs": _inputs(config, block, method, tensor),
+        "inputs": _inputs(config, block, length, method, tensor),
         "low rank": _low_rank(config, block, method, tensor),
         "attention": _attention(config, method, tensor),
         "ffn": _ffn(config, method, tensor),
@@ -80,12 +81,14 @@ def between(config: Config, rows: int, length: int, method: Method) -> int:
 
 
 def ends(config: Config, rows: int, length: int, learnt: int, method: Method) -> dict[str, float]:
-    """Bytes kept outside blocks: angles, the last norm, and of the loss what each learnt position has."""
+    """Bytes kept outside blocks: angles, what each query sees, the last norm, and what each learnt position has."""
     ropes = {attn.rope: attn.rope.dims(config.head_dim) for attn in config.layers}
     angles = 2 * sum(dims // 2 for dims in ropes.values()) * WIDE * rows * length
     reaches = bool(method.pairs or method.whole)
+    windows = {attn.window for attn in config.layers}
     return {
         "angles": angles,
+        "masks": len(windows) * rows * length**2 * _spanned(config, length, method),
         "last norm": rows * length * (config.width * method.item + WIDE) * reaches,
         # Hidden states, the same in float32, the embedding of each target, and what their gradient will be.
         "positions": learnt * config.width * (method.item + (3 if "token_embd.weight" in method.whole else 2) * WIDE),
@@ -116,12 +119,18 @@ def _norms(c: Config, block: int, method: Method) -> float:
     return (numbers + heads) * WIDE * (1 + (trained and c.norm.weight)) + scales * WIDE * (1 + (c.norm.kind == "layer"))
 
 
-def _inputs(c: Config, block: int, method: Method, tensor: int) -> float:
+def _inputs(c: Config, block: int, length: int, method: Method, tensor: int) -> float:
     widths = {"attn": c.width, "attn_output": c.q_width / tensor, "ffn": c.width, "ffn_down": c.ffn / tensor}
     kept = {*method.changed(block, "pairs"), *method.changed(block, "whole")}
     needed = [key for key, roles in INPUTS.items() if method.quantize or kept & set(roles)]
     if c.block == "parallel_shared" and {"attn", "ffn"} <= set(needed):
         needed.remove("ffn")
+    again = {"attn": "attn_norm", "ffn": "ffn_norm"}
+    if method.thrifty:
+        needed = [key for key in needed if again.get(key) not in NORM_SLOTS[c.block]]
+        needed = [key for key in needed if key != "ffn_down" or not c.gated]
+    if _spanned(c, length, method):
+        needed = [key for key in needed if key != "attn_output"]  # attention's own outputs
     return sum(widths[key] for key in needed) * method.item
 
 
@@ -140,8 +149,15 @@ def _attention(c: Config, method: Method, tensor: int) -> float:
     return (c.q_width + 2 * c.kv_width) * method.item / tensor
 
 
+def _spanned(c: Config, length: int, method: Method) -> bool:
+    """Whether attention has a gradient of its own, which keeps no mask."""
+    return method.eager and c.attn_softcap is None and length > BLOCK
+
+
 def _scores(c: Config, attn: Attn, length: int, method: Method) -> float:
     """Of one row: the mask that a fused kernel takes, or the scores themselves."""
+    if _spanned(c, length, method):
+        return 0.0
     if method.eager and c.attn_softcap is None:
         return spans(length, attn.window) * (c.heads // c.kv_heads) * method.item
     seen = spans(length, attn.window) if method.eager else length * length

@@ -246,7 +246,8 @@ class _Planner:
         self.rows = recipe.batch.rows * (2 if recipe.objective.name in PAIRED else 1)
         self.length = recipe.data.length
         self.learnt = min(self.rows * self.length, math.ceil(self.rows * self.length * learnt))
-        self.method = kept.Method(pairs, whole, self.rank, self.dora, self.quantize, self.item, on == "torch")
+        eager, thrifty = on == "torch", on == "torch" and recipe.run.remat != "block"
+        self.method = kept.Method(pairs, whole, self.rank, self.dora, self.quantize, self.item, eager, thrifty)
 
     def plan(self, file: int, machine: Machine | None) -> Plan:
         trained, steps = self._trained(), self.recipe.batch.accumulate
@@ -310,14 +311,13 @@ class _Planner:
         return sum(map(self._held, self.shapes)) + 4 * (numbers + squares)
 
     def _loading(self) -> int:
-        """The highest while tensors are read one after another, each as float32 first but those kept as integers: as
-        an array, as the framework's own copy, and as it stays."""
+        """The highest while tensors are read one after another. PyTorch's are filled piece by piece; others are float32
+        first but those kept as integers: as an array, as the framework's own copy, and as they stay."""
         there = most = 0
         for name, shape in self.shapes.items():
             held, whole = self._held(name), math.prod(shape) * 4
             is_integer = self.quantize is not None and len(shape) == 2 and "norm" not in name
-            copies = 1 if self.on == "torch" and held == whole else 2
-            most = max(most, there + held + whole * copies * (not is_integer))
+            most = max(most, there + held + 2 * whole * (self.on != "torch" and not is_integer))
             there += held
         return most
 
