@@ -368,18 +368,29 @@ def fused_attention(q_BKRH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, mask_B1RS: T
     return torch.nn.functional.scaled_dot_product_attention(q_BKRH, k_BKSH, v_BKSH, attn_mask=mask_B1RS, scale=scale)
 
 
-def spans(mask_BTS: Tensor, block: int) -> list[tuple[slice, slice]] | None:
-    """For every `block` queries the keys among which all those lie that any row sees; None where shapes are compiled,
-    or nothing would be saved."""
+SEEN, ORDERED = 64, 128  # queries that share their keys in `spans`; compiled programs grow with their number
+
+
+def spans(mask_BTS: Tensor, window: int | None, is_ordered: bool) -> list[tuple[slice, slice]] | None:
+    """For some queries after the others the keys among which all those lie that any row sees; None where nothing would
+    be saved. Compiled shapes cannot follow a mask: keys that come later, or before the window, are left out where the
+    tokens `is_ordered`."""
     t = mask_BTS.shape[1]
-    if is_compiled() or t <= block:
+    if is_compiled():
+        return _ordered_spans(t, window) if is_ordered and t > ORDERED else None
+    if t <= SEEN:
         return None
     found = []
-    for start in range(0, t, block):
-        seen = mask_BTS[:, start : start + block].any(dim=0).any(dim=0).nonzero()
+    for start in range(0, t, SEEN):
+        seen = mask_BTS[:, start : start + SEEN].any(dim=0).any(dim=0).nonzero()
         first, last = (int(seen[0]), int(seen[-1])) if len(seen) else (0, 0)
-        found.append((slice(start, min(start + block, t)), slice(first, last + 1)))
+        found.append((slice(start, min(start + SEEN, t)), slice(first, last + 1)))
     return found
+
+
+def _ordered_spans(t: int, window: int | None) -> list[tuple[slice, slice]]:
+    ends = [(start, min(start + ORDERED, t)) for start in range(0, t, ORDERED)]
+    return [(slice(a, b), slice(0 if window is None else max(0, a - window + 1), b)) for a, b in ends]
 
 
 def write_slots(kept_BKSH: Tensor, new_BKTH: Tensor, slots_BT: Tensor) -> Tensor:

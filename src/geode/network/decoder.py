@@ -27,7 +27,6 @@ from .layers import Embedding, Linear, Norm
 from .loss import logprobs
 from .storage import Fetch, Part, Store
 
-BLOCK = 64  # queries that share their keys where the framework computes only the parts of the scores that are seen
 ACTIVATIONS = {
     "silu": ops.silu,
     "gelu": lambda x: ops.gelu(x, approximate=False),
@@ -55,7 +54,9 @@ class View:
         keys = [self.seen(kept, 1) for kept in self.kept] or [positions_BT] * len(self.groups)
         segments = None if segments_BT is None else (segments_BT, segments_BT)
         self.masks = [visible(positions_BT, key, w, segments) for key, w in zip(keys, self.groups, strict=True)]
-        self.spans = [None if cache is not None else backend.spans(mask, BLOCK) for mask in self.masks]
+        ordered = segments_BT is not None
+        every = zip(self.masks, self.groups, strict=True)
+        self.spans = [None if cache is not None else backend.spans(mask, w, ordered) for mask, w in every]
 
     def seen(self, kept: Tensor, axis: int) -> Tensor:
         """The slots of `kept` that can hold anything."""
@@ -197,8 +198,8 @@ class Decoder(keras.Model):
     ) -> tuple[Tensor, Cache | None]:
         """Logits float32 (B, T, V), and the cache with these tokens added.
 
-        positions: int32, -1 for padding; 0 … T-1 if not given. segments: tokens see only their own segment
-        (for packed training rows, without cache).
+        positions: int32, -1 for padding; 0 … T-1 if not given. segments: tokens see only their own segment, and
+        within it stand in order (for packed training rows, without cache).
         """
         h_BTD, cache = self.hidden(tokens_BT, positions_BT, segments_BT, cache)
         return self.head(h_BTD), cache

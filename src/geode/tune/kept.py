@@ -24,7 +24,7 @@ from ..config import Attn, Config
 from ..tensors import NORM_SLOTS, shapes
 
 WIDE = 4  # bytes of float32
-BLOCK = 64  # `network.decoder.BLOCK`: queries that share their keys
+BLOCK, ORDERED = 64, 128  # `network.backend`: queries that share their keys; so where programs are compiled
 INPUTS = {
     "attn": ("attn_q", "attn_k", "attn_v"),
     "attn_output": ("attn_output",),
@@ -95,13 +95,14 @@ def ends(config: Config, rows: int, length: int, learnt: int, method: Method) ->
     }
 
 
-def spans(length: int, window: int | None) -> int:
-    """Scores of one head that are computed: for every 64 queries the keys that any of them sees, in a full row."""
-    if length <= BLOCK:
+def spans(length: int, window: int | None, block: int = BLOCK) -> int:
+    """Scores of one head that are computed: for each `block` of queries the keys that any of them sees, in a full
+    row."""
+    if length <= block:
         return length * length
     found = 0
-    for start in range(0, length, BLOCK):
-        stop = min(start + BLOCK, length)
+    for start in range(0, length, block):
+        stop = min(start + block, length)
         first = 0 if window is None else max(0, start - window + 1)
         found += (stop - start) * (stop - first)
     return found
@@ -160,7 +161,7 @@ def _scores(c: Config, attn: Attn, length: int, method: Method) -> float:
         return 0.0
     if method.eager and c.attn_softcap is None:
         return spans(length, attn.window) * (c.heads // c.kv_heads) * method.item
-    seen = spans(length, attn.window) if method.eager else length * length
+    seen = spans(length, attn.window, BLOCK if method.eager else ORDERED)
     floats = WIDE * (1 + (c.attn_softcap is not None)) + (method.item if method.item != WIDE else 0)
     return seen * c.heads * (floats + 1 / c.kv_heads)
 

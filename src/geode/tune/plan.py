@@ -385,8 +385,8 @@ class _Planner:
         head = 2 * c.vocab * c.width * self.learnt
         matrices = tokens * (flops_per_token(c, 0) - 2 * c.vocab * c.width)
         pairs = tokens * 2 * self.rank * sum(sum(self.shapes[name]) for name in self.pairs)
-        eager = self.on == "torch"
-        seen = [kept.spans(self.length, a.window) if eager else self.length**2 for a in c.layers]
+        block = kept.BLOCK if self.on == "torch" else kept.ORDERED
+        seen = [kept.spans(self.length, a.window, block) for a in c.layers]
         scores = [4 * c.q_width * self.rows * count for count in seen]
         blocks, first = self._recorded(), self._recorded().start
         whole = [math.prod(self.shapes[n]) for n in self.whole if n.startswith("blk.") and len(self.shapes[n]) == 2]
