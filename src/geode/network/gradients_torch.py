@@ -121,10 +121,10 @@ class Attention(torch.autograd.Function):
 
 def rebuilt(h: Tensor, make: Callable[[], Tensor]) -> Any:
     """A context in which nothing keeps `h` for its gradient: `make` makes it again when it is asked for."""
-    place = h.untyped_storage().data_ptr()
+    place, size = h.untyped_storage().data_ptr(), h.numel()  # not h itself: what is kept holds on to `pack`
 
     def pack(kept: Tensor) -> Any:
-        whole = kept.numel() == h.numel() and kept.is_contiguous()
+        whole = kept.numel() == size and kept.is_contiguous()
         return kept.shape if whole and kept.untyped_storage().data_ptr() == place else kept
 
     def unpack(packed: Any) -> Tensor:
