@@ -13,7 +13,8 @@ are taken round by round and the median counts.
     tokens/s   of all clients together
     first      milliseconds to the first token, 95th percentile; next: between tokens, likewise
     prefix     time to the first token of 2,000 tokens seen before, as a share of the first time
-    lookup     tokens/s with drafts from the prompt over those without: a text to be copied, and texts that are not
+    lookup     tokens/s with drafts from the prompt over those without: a text to be copied, other texts (greedy, so
+               that a small model says much twice), and the same drawn at temperature 1
 
 Build the peer for this CPU: llama.cpp with GGML_NATIVE, target llama-server.
 """
@@ -29,6 +30,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -64,14 +66,13 @@ class Server:
 
     def __init__(self, name: str, command: Sequence[str], port: int):
         self.name, self.port = name, port
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        self.said = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would stop it when it is full
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=self.said)
 
     def ready(self, seconds: float = 120) -> None:
         for _ in range(int(seconds * 10)):
             if self.process.poll() is not None:
-                raise SystemExit(
-                    f"{self.name} ended: {(self.process.stderr.read() if self.process.stderr else '')[-2000:]}"
-                )
+                raise SystemExit(f"{self.name} ended: {self.log()[-2000:]}")
             with (
                 contextlib.suppress(OSError),
                 urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=1),
@@ -80,10 +81,11 @@ class Server:
             time.sleep(0.1)
         raise SystemExit(f"{self.name} was not ready in {seconds:.0f} s")
 
-    async def ask(self, prompt: str, tokens: int, bias: dict[str, float]) -> Answer:
+    async def ask(self, prompt: str, tokens: int, bias: dict[str, float], temperature: float = 0) -> Answer:
         """One request over a bare socket: a client library would take the CPU that is measured."""
-        body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True, "logit_bias": bias}
-        data = json.dumps(body | {"model": "default", "stream_options": {"include_usage": True}}).encode()
+        body = {"prompt": prompt, "max_tokens": tokens, "temperature": temperature, "seed": 1, "logit_bias": bias}
+        more = {"model": "default", "stream": True, "stream_options": {"include_usage": True}}
+        data = json.dumps(body | more).encode()
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 20)
         head = "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         head += f"Connection: close\r\nContent-Length: {len(data)}\r\n\r\n"
@@ -105,6 +107,10 @@ class Server:
         if b'"finish_reason":null' in line.replace(b" ", b"") or b'"text":' in line:
             answer.came.append(now)
 
+    def log(self) -> str:
+        self.said.seek(0)
+        return self.said.read()
+
     def stop(self) -> None:
         self.process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -120,7 +126,7 @@ def free_port() -> int:
 
 def geode(args: argparse.Namespace, name: str = "geode", *more: str) -> Server:
     port = free_port()
-    words = ["serve", args.model, "--port", str(port), "--threads", str(args.threads), "--name", "default", *more]
+    words = ["serve", f"default={args.model}", "--port", str(port), "--threads", str(args.threads), *more]
     return Server(name, [sys.executable, "-m", "geode", *words], port)
 
 
@@ -224,12 +230,12 @@ def passage(seed: int, length: int) -> str:
 
 def lookup(args: argparse.Namespace, bias: dict[str, float]) -> None:
     """With drafts from the prompt and without."""
-    pair = [geode(args, "drafting"), geode(args, "plain", "--no-drafts")]
+    pair = [geode(args, "drafting"), geode(args, "plain", "--no-speculate")]
     try:
         for server in pair:
             server.ready()
             asyncio.run(crowd(server, 1, 1, bias, 999))
-        for what, goal in (("copied", COPY_GOAL), ("other", OTHER_GOAL)):
+        for what, goal in (("copied", COPY_GOAL), ("other", OTHER_GOAL), ("drawn", OTHER_GOAL)):
             ratios = [one_lookup(pair, what, seed, bias) for seed in range(3 * args.rounds)]
             print(f"drafts from the prompt, {what} text: {statistics.median(ratios):.2f} × (goal {goal})", flush=True)
     finally:
@@ -242,7 +248,7 @@ def one_lookup(pair: Sequence[Server], what: str, seed: int, bias: dict[str, flo
     prompt = f"{text}\n\n{text}\n\n{text[:80]}" if what == "copied" else next(prompts(seed))
     speeds = []
     for server in pair:
-        answer = asyncio.run(server.ask(prompt, 96, bias))
+        answer = asyncio.run(server.ask(prompt, 96, bias, 1.0 if what == "drawn" else 0))
         speeds.append(((answer.tokens or len(answer.came)) - 1) / (answer.came[-1] - answer.came[0]))
     return speeds[0] / speeds[1]
 

@@ -129,7 +129,7 @@ def test_time_and_text() -> None:
 
 def test_the_peak_may_be_while_weights_are_read() -> None:
     wide, recipe = TINY.replace(vocab=50_000), made(rows=1, length=8).recipe
-    short = plan(wide, recipe, MATRICES, (), on="torch", dtype="bfloat16", file=7)
+    short = plan(wide, recipe, MATRICES, (), on="jax", dtype="bfloat16", file=7)
     assert "while weights are read" in short.text()
     assert short.total == short.memory["framework"] + 7 + short.loading
     assert "while weights are read" not in made(rows=64).text()

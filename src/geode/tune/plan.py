@@ -3,7 +3,7 @@
 What a block keeps for its gradients is `kept`'s to know; nothing is measured here but, on request, a short product.
 
     peak  =  framework + the larger of  { the file's pages + reading the weights
-                                        { weights + gradients + optimizer + activations + workspace
+                                        { weights + gradients + optimizer + activations + workspace + holes
 
 Kept against real runs by benchmarks/tune_plan.py.
 """
@@ -28,6 +28,11 @@ __all__ = ["Machine", "Plan", "check_memory", "plan", "plan_of"]
 
 FRAMEWORK = {"torch": 540, "jax": 310, "tensorflow": 620}
 """MB that a process has taken when a framework, Keras and Geode are imported: Linux, x86-64, builds for CPUs."""
+
+HOLES = {"int4": 1.0}
+"""Freed blocks in PyTorch's heap on a CPU that nothing fits into (`network.allocator`), as a share of what comes and
+goes in a step, blocks that are computed again included: half but where a matrix's floats come and go too. Measured, not
+derived: dev/LOG.md."""
 
 PAIRED = ("dpo", "ipo", "orpo", "simpo", "reward")  # two rows of tokens for each row of the recipe
 SLICE, ROWS = 4096, 1024  # `network.loss`: logits that exist at a time
@@ -246,13 +251,12 @@ class _Planner:
         self.rows = recipe.batch.rows * (2 if recipe.objective.name in PAIRED else 1)
         self.length = recipe.data.length
         self.learnt = min(self.rows * self.length, math.ceil(self.rows * self.length * learnt))
-        eager, thrifty = on == "torch", on == "torch" and recipe.run.remat != "block"
-        self.method = kept.Method(pairs, whole, self.rank, self.dora, self.quantize, self.item, eager, thrifty)
+        self.method = kept.Method(pairs, whole, self.rank, self.dora, self.quantize, self.item, on == "torch")
 
     def plan(self, file: int, machine: Machine | None) -> Plan:
         trained, steps = self._trained(), self.recipe.batch.accumulate
         numbers = {name: math.prod(self.cuts.part(name, shape)) for name, shape in trained.items()}
-        activations = self._activations()
+        activations = self._activations(again=self.recipe.run.remat == "block")
         found = {
             "framework": FRAMEWORK[self.on] * 1_000_000,
             "file": file,
@@ -262,6 +266,9 @@ class _Planner:
             "activations": activations,
             "workspace": self._workspace(steps > 1),
         }
+        if self.on == "torch":
+            comes = self._activations(again=False) + found["workspace"]
+            found["holes"] = HOLES.get(self.quantize or "", 0.5) * comes
         flops = {name: count * steps for name, count in self._flops().items()}
         changed = found["gradients"] * 4 + found["optimizer"] * 2  # gradients and weights read, weights written
         return Plan(
@@ -336,17 +343,18 @@ class _Planner:
             return mean + 4 * count
         return mean + 8 * count
 
-    def _activations(self) -> float:
-        """What is kept when the backward pass begins."""
+    def _activations(self, again: bool) -> float:
+        """What is kept when the backward pass begins; `again`: blocks keep nothing, but one at a time all."""
         rows = -(-self.rows // self.mesh.rows)
         learnt = -(-self.learnt // self.mesh.rows)
+        method = dataclasses.replace(self.method, thrifty=self.on == "torch" and not again)
         blocks = [
-            sum(kept.block_bytes(self.config, i, rows, self.length, self.method, self.mesh.tensor).values())
+            sum(kept.block_bytes(self.config, i, rows, self.length, method, self.mesh.tensor).values())
             for i in self._recorded()
         ]
-        found = sum(kept.ends(self.config, rows, self.length, learnt, self.method).values())
-        if self.recipe.run.remat == "block":
-            between = kept.between(self.config, rows, self.length, self.method)
+        found = sum(kept.ends(self.config, rows, self.length, learnt, method).values())
+        if again:
+            between = kept.between(self.config, rows, self.length, method)
             return found + len(blocks) * between + max(blocks, default=0)
         return found + sum(blocks)
 
