@@ -18,6 +18,7 @@ check: test
 
 docs: $(VENV)/.test
 	$(BIN)/python scripts/docs
+	$(BIN)/python scripts/docs_api
 	GEODE_WRITE_DOCS=1 $(BIN)/python -m pytest tests/test_parity.py -q
 
 clean:

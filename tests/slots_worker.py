@@ -67,7 +67,7 @@ def main(on: str, most: int = 12) -> None:
     alone = [naive(executor, request.ids, request.options) for request in asked]
     drafting = engine.open(executor, slots=3)
     drafted = together(drafting, asked)
-    plain = Engine(SlotRunner(executor, slots=3))
+    plain = Engine(drafting.runner)  # whose programs are compiled
     vectors = plain.embed(asked[2].ids, pooling="last")
     scores = plain.score(asked[3].ids, 100)
     while plain.step():

@@ -26,7 +26,7 @@ from geode.io.progress import size
 ROOT = Path(__file__).parents[1]
 HOUSE = ROOT / "src" / "geode"
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
-GENERATED = {"cli.md", "parity.md"}
+GENERATED = {"api.md", "cli.md", "parity.md"}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -110,6 +110,12 @@ def test_make_knows_its_targets(page: Path) -> None:
 def test_the_command_line_page_is_the_programs_own() -> None:
     made = runpy.run_path(str(ROOT / "scripts" / "docs"))["page"]()
     assert read("docs/cli.md") == made, "run `make docs`"
+
+
+def test_the_page_of_apis_is_the_schemas_own() -> None:
+    pytest.importorskip("fastapi")
+    made = runpy.run_path(str(ROOT / "scripts" / "docs_api"))["page"]()
+    assert read("docs/api.md") == made, "run `make docs`"
 
 
 # Python

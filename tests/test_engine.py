@@ -14,7 +14,7 @@ from geode import engine
 from geode.engine.engine import Engine
 from geode.engine.request import Request
 from geode.engine.scheduler import Scheduler
-from geode.errors import BackendError, CapacityError, ContextError, OptionError
+from geode.errors import BackendError, CapacityError, ContextError, OptionError, TooMany
 from geode.generate import Options, Piece
 from geode.lm import Fake
 
@@ -76,6 +76,87 @@ def test_the_queue_has_an_end() -> None:
     while full.step():
         pass
     full.submit(request(fake), told.append)
+
+
+def test_without_a_queue_one_runs_and_the_next_is_refused() -> None:
+    fake = Fake(["answer"])
+    none = over(fake, slots=1, max_waiting=0)
+    for _ in range(2):
+        none.submit(request(fake), lambda _: None)
+        with pytest.raises(TooMany):
+            none.submit(request(fake), lambda _: None)
+        while none.step():
+            pass
+
+
+def test_who_cancels_at_the_last_piece_ends_once() -> None:
+    fake = Fake(["answer"])
+    running = over(fake)
+
+    def hear(piece: Piece | Exception) -> None:
+        assert isinstance(piece, Piece)
+        if piece.finish_reason:
+            ticket.cancel()
+
+    def breaks(piece: Piece | Exception) -> None:
+        if isinstance(piece, Piece) and piece.finish_reason:
+            raise RuntimeError("nobody listens")
+
+    ticket = running.submit(request(fake), hear)
+    running.submit(request(fake), breaks)
+    while running.step():
+        pass
+    running.step()
+    running.check()
+    assert running.drain(0)
+
+
+def test_what_is_promised_can_be_cancelled() -> None:
+    fake = Fake(["answer"])
+    running = over(fake, slots=1)
+    asked = [running.score(fake.tokenize("hello"), 1) for _ in range(3)]
+    running.step()
+    assert asked[1].cancel()
+    while running.step():
+        pass
+    running.check()
+    assert [one.done() and not one.cancelled() for one in asked] == [True, False, True]
+    assert running.stats().prompt_tokens == 2 * (len(fake.tokenize("hello")) - 1)
+
+
+def test_books_are_checked_between_steps_while_it_runs() -> None:
+    fake = Fake(["x" * 3000])
+    with over(fake, slots=4) as running:
+        for _ in range(8):
+            running.submit(request(fake), lambda _: None)
+        for _ in range(20):
+            running.check()
+        assert running.stats().running + running.stats().waiting == 8
+        running._inside += 1
+        with pytest.raises(AssertionError, match="9 requests are said to be here, and 8 are"):
+            running.check()
+        running._inside -= 1
+
+
+def test_books_that_do_not_agree_after_an_error_end_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Fake(["x" * 3000])
+    with over(fake) as running:
+
+        def breaks(*_: Any) -> Any:
+            running._scheduler._waiting += 1
+            raise RuntimeError("a bug")
+
+        promised = running.score(fake.tokenize("hello"), 1)
+        promised.result(60)
+        monkeypatch.setattr(Scheduler, "plan", breaks)
+        with pytest.raises(BackendError, match="a bug"):
+            running.generate(request(fake))
+        with pytest.raises(BackendError, match="must be started again"):
+            while True:
+                running.submit(request(fake), lambda _: None)
+        with pytest.raises(AssertionError, match="has failed"):
+            running.check()
+        assert isinstance(running.failed, AssertionError) and running.drain(60)
 
 
 def test_drain_lets_what_runs_finish() -> None:
@@ -146,7 +227,7 @@ def test_without_hidden_states_there_are_no_embeddings() -> None:
             running.embed([1, 2]).result(60)
         with pytest.raises(OptionError, match="adapter"):
             running.submit(request(fake, adapter="x"), print)
-        logprobs, greedy = running.score([*fake.tokenize("hi"), ord("a"), ord("x")], 3).result(60)
+        logprobs, greedy, _ = running.score([*fake.tokenize("hi"), ord("a"), ord("x")], 3).result(60)
         assert greedy == [True, False] and logprobs[0] > -0.1 > logprobs[1]
         with pytest.raises(ContextError):
             running.embed([1] * 5000)

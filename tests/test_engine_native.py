@@ -28,6 +28,7 @@ from geode.native import executor as native
 from geode.native import extension
 from geode.native.pages import PAGE
 from geode.quant import to_float32
+from geode.sampling import log_softmax, top_k
 from geode.tensors import from_arrays
 
 if not extension.is_there():
@@ -419,10 +420,27 @@ def test_scores() -> None:
     gone.cancel()
     run(engine)
     logprobs, greedy = model.score(text(300), 40)
-    assert found.result(0) == (logprobs, greedy) and gone.cancelled()
+    assert found.result(0) == (logprobs, greedy, []) and gone.cancelled()
     for start in (0, 300):
         with pytest.raises(OptionError, match="start"):
             engine.score(text(300), start)
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_scores_with_the_likeliest(count: int) -> None:
+    model = executor()
+    ids, start = text(90), 3
+    engine = over(model)
+    found = engine.score(ids, start, top=count)
+    run(engine)
+    logprobs, greedy, top = found.result(0)
+    assert (logprobs, greedy) == model.score(ids, start)
+    every = log_softmax(np.concatenate([*model.rows(ids[:-1], start - 1)]))
+    assert len(top) == len(every) == len(ids) - start
+    for row, likeliest, target, logprob in zip(every, top, ids[start:], logprobs, strict=True):
+        assert [i for i, _ in likeliest] == top_k(row, count).tolist()
+        np.testing.assert_allclose([p for _, p in likeliest], row[[i for i, _ in likeliest]], atol=1e-4)
+        assert dict(likeliest).get(target, logprob) == logprob, "the same number, so that it can be found by it"
 
 
 @pytest.mark.parametrize(

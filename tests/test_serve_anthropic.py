@@ -148,6 +148,12 @@ def test_turns_of_one_role_are_one(live: Live) -> None:
     assert "user: One\n\nTwo\nassistant: " in prompts[-1]
 
 
+def test_models(client: Any) -> None:
+    found = client.models.list()
+    assert [(model.id, model.type, model.display_name) for model in found] == [("fake", "model", "fake")]
+    assert client.models.retrieve("fake").created_at.year > 2000
+
+
 def test_tokens_are_counted(client: Any) -> None:
     counted = client.messages.count_tokens(model="fake", messages=[{"role": "user", "content": "Hi"}], system="S")
     assert counted.input_tokens == ask(client, "Hi", system="S").usage.input_tokens

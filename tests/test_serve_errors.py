@@ -139,7 +139,6 @@ TOGETHER: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, {"add_generation_prompt": False}, "continue_final_message"),
     (TEXT, {"prompt": "x", "best_of": 3}, "best_of"),
     (TEXT, {"prompt": "x", "max_tokens": 0}, "echo"),
-    (TEXT, {"prompt": "x", "echo": True, "logprobs": 3}, "logprobs"),
     (TEXT, {"prompt": []}, "prompt"),
     (TEXT, {"prompt": [7777]}, "0 to 257"),
     (TEXT, {"prompt": "x", "model": "bare"}, "tokenizer"),

@@ -20,6 +20,7 @@ import httpx  # noqa: E402
 from live import Gated, Live, idle, scripted, serving, tiny  # noqa: E402
 
 from geode.lm import Local  # noqa: E402
+from geode.sampling import log_softmax, top_k  # noqa: E402
 from geode.serve.bridge import Inbox  # noqa: E402
 
 HTTP = httpx.Client(timeout=30)
@@ -38,6 +39,8 @@ CALL = '<tool_call>\n{"name": "look", "arguments": {"city": "Köln"}}\n</tool_ca
 def says(prompt: str) -> str:
     if "Weather" in prompt:
         return "Let me look.\n" + CALL
+    if "Twice" in prompt:
+        return f"{CALL}\n{CALL}"
     return prompt if "echo" in prompt else "Hello, wörld!"
 
 
@@ -236,6 +239,25 @@ def test_tools(client: Any) -> None:
     assert parts[-1].finish_reason == "tool_calls"
 
 
+def test_one_call_at_most(client: Any) -> None:
+    pytest.importorskip("llguidance")
+    talk = [{"role": "user", "content": "Twice"}]
+    for more, count in (({}, 2), ({"parallel_tool_calls": False}, 1)):
+        (choice,) = client.chat.completions.create(model="fake", messages=talk, tools=[LOOK], **more).choices
+        assert [call.function.name for call in choice.message.tool_calls] == ["look"] * count
+        assert choice.finish_reason == "tool_calls"
+
+
+@pytest.mark.parametrize("most", [8, 15, 25, 35, 40])
+def test_a_call_that_is_cut(client: Any, most: int) -> None:
+    options = {"model": "fake", "messages": [{"role": "user", "content": "Weather?"}], "tools": [LOOK]}
+    (choice,) = client.chat.completions.create(**options, max_tokens=most).choices
+    assert choice.finish_reason == "length"
+    assert (choice.message.content or "") == "Let me look."[:most]
+    parts = client.chat.completions.create(**options, max_tokens=most, stream=True)
+    assert "".join(part.choices[0].delta.content or "" for part in parts) == (choice.message.content or "")
+
+
 def test_a_call_and_its_result_go_back_in(client: Any) -> None:
     talk: list[Any] = [{"role": "user", "content": "echo"}]
     call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"city": "Rome"}'}}
@@ -285,6 +307,21 @@ def test_a_tool_must_be_called_where_that_is_asked_for(client: Any) -> None:
     )
     (call,) = found.choices[0].message.tool_calls
     assert json.loads(call.function.arguments) == {"city": "Rome"}
+
+
+def test_langchain(live: Live, native: Local) -> None:
+    langchain = pytest.importorskip("langchain_openai")
+    more = {"base_url": f"{live.url}/v1", "api_key": "none", "max_retries": 0}
+    chat = langchain.ChatOpenAI(model="fake", **more)
+    assert chat.invoke("Hi").content == "".join(part.content for part in chat.stream("Hi")) == "Hello, wörld!"
+    (call,) = chat.bind_tools([LOOK]).invoke("Weather?").tool_calls
+    assert (call["name"], call["args"]) == ("look", {"city": "Köln"})
+    tiny = langchain.ChatOpenAI(model="tiny", temperature=0, max_tokens=12, logprobs=True, **more)
+    found, wanted = tiny.invoke("Hi"), native.generate(HI, temperature=0, max_tokens=12)
+    assert found.content == wanted.text and found.usage_metadata["output_tokens"] == len(wanted.tokens)
+    assert len(found.response_metadata["logprobs"]["content"]) == len(wanted.tokens)
+    vectors = langchain.OpenAIEmbeddings(model="tiny", check_embedding_ctx_length=False, **more)
+    assert len(vectors.embed_documents(["ab", "cd"])[1]) == 64
 
 
 # Completions
@@ -339,6 +376,55 @@ def test_a_prompt_is_scored(client: Any, native: Local, more: int) -> None:
     assert len(choice.logprobs.tokens) == len(ids) + more
     assert choice.text.startswith("abc")
     assert found.usage.completion_tokens == more
+
+
+def test_a_prompt_is_scored_with_alternatives(client: Any, native: Local) -> None:
+    options = {"model": "tiny", "prompt": "abc", "max_tokens": 2, "temperature": 0, "logprobs": 3, "echo": True}
+    lists = client.completions.create(**options).choices[0].logprobs
+    ids = native.tokenize("abc")
+    assert native.tokenizer is not None
+    every = log_softmax(native.logits(ids[:-1]))
+    assert lists.tokens[0] == "<s>" and lists.top_logprobs[0] is None and lists.token_ids[: len(ids)] == ids
+    assert lists.text_offset[:5] == [0, 0, 1, 2, 3], "<s> is not in the text"
+    for i, (row, top, logprob) in enumerate(
+        zip(every, lists.top_logprobs[1 : len(ids)], lists.token_logprobs[1 : len(ids)], strict=True), 1
+    ):
+        assert top[lists.tokens[i]] == logprob
+        likeliest = {native.tokenizer.piece(one).decode("utf-8", "replace") for one in top_k(row, 3).tolist()}
+        assert likeliest <= {*top} and max(top.values()) == pytest.approx(row.max(), rel=1e-4)
+    parts = client.completions.create(**options, stream=True)
+    streamed = [part.choices[0].logprobs for part in parts if part.choices[0].logprobs]
+    for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset", "token_ids"):
+        assert [each for one in streamed for each in getattr(one, name)] == getattr(lists, name)
+
+
+def test_the_evaluation_harness_is_told_what_it_asks(live: Live, native: Local) -> None:
+    """As lm-evaluation-harness asks (models/openai_completions.py): ids, one token more, which it leaves out again."""
+    pairs = [("abc", "de"), ("a", "bcdef"), ("xyz", "z")]
+    split = [native.split(*pair) for pair in pairs]
+    body = {"temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": True}
+    found = post(live, "/v1/completions", model="tiny", prompt=[ids for ids, _ in split], **body)
+    for pair, (_, start), choice in zip(pairs, split, found["choices"], strict=True):
+        lists, wanted = choice["logprobs"], native.score(*pair)
+        logprobs, tops = lists["token_logprobs"][start:-1], lists["top_logprobs"][start:-1]
+        assert sum(logprobs) == pytest.approx(wanted.logprob, rel=1e-4)
+        assert all(own == max(top.values()) for own, top in zip(logprobs, tops, strict=True)) == wanted.is_greedy
+    best = native.generate("abc", max_tokens=3, temperature=0, logit_bias=dict.fromkeys(range(256, 260), -100)).tokens
+    lists = post(live, "/v1/completions", model="tiny", prompt=[*native.tokenize("abc"), *best], **body)["choices"][0]
+    is_best = [own == max(top.values()) for own, top in zip(*_after(lists["logprobs"], 4), strict=True)]
+    assert is_best == [native.score(native.tokenize("abc") + best[:i], best[i : i + 1]).is_greedy for i in range(3)]
+    assert any(is_best)
+
+
+def _after(lists: dict[str, Any], start: int) -> tuple[list[float], list[dict[str, float]]]:
+    return lists["token_logprobs"][start:-1], lists["top_logprobs"][start:-1]
+
+
+def test_control_tokens_are_marked(client: Any) -> None:
+    found = client.chat.completions.create(model="fake", messages=HI, logprobs=True, top_logprobs=1)
+    listed = found.choices[0].logprobs.content
+    assert [getattr(one, "special", False) for one in listed] == [False] * (len(listed) - 1) + [True]
+    assert listed[-1].top_logprobs[0].special
 
 
 # Embeddings, models

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
@@ -24,10 +25,10 @@ from live import Gated, Live, scripted, serving
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("fastapi")
 
-from geode.errors import CapacityError, FormatError, ModelNotFound, OptionError  # noqa: E402
+from geode.errors import CapacityError, FormatError, ModelNotFound, OptionError, TooMany  # noqa: E402
 from geode.lm import Fake  # noqa: E402
 from geode.serve import keys, loading, logs  # noqa: E402
-from geode.serve.limits import Meter, TooMany  # noqa: E402
+from geode.serve.limits import Meter  # noqa: E402
 from geode.serve.models import Models  # noqa: E402
 from geode.serve.record import Record  # noqa: E402
 from geode.serve.run import Server  # noqa: E402
@@ -475,6 +476,105 @@ def test_a_model_that_cannot_be_loaded_is_told_and_tried_again() -> None:
     world.models.close()
 
 
+def test_adapters_come_and_go_one_after_the_other_with_their_models(tmp_path: Path) -> None:
+    """One that is loaded while its model is read anew is there when the new one is, and one that went is not."""
+    file = tmp_path / "model"
+    file.write_text("one")
+    world = World({"a": MIB})
+    world.stamps["a"] = loading.stamp([file])
+    there: list[set[str]] = []  # of each engine, by name
+    reading, go_on = threading.Event(), threading.Event()
+
+    class Adapters:
+        def __init__(self) -> None:
+            self.mine: set[str] = set()
+            there.append(self.mine)
+
+        def load(self, name: str, _: Path) -> None:
+            self.mine.add(name)
+
+        def unload(self, name: str) -> None:
+            self.mine.remove(name)
+
+    def load(source: Source, settings: Settings, facts: loading.Facts, kv: int | None) -> loading.Served:
+        served = world.load(replace(source, adapters={}), settings, facts, kv)
+        served.engine._adapters = Adapters()  # type: ignore[assignment]
+        for name in source.adapters:
+            served.engine.adapters.load(name, tmp_path)
+        if len(world.opened) == 2:
+            reading.set()
+            assert go_on.wait(30)
+        return served
+
+    world.models._load = load
+
+    async def work() -> None:
+        await world.models.load_adapter("first", str(tmp_path))
+        file.write_text("another")
+        world.stamps["a"] = loading.stamp([file])
+        world.now += 2
+        again = asyncio.create_task(use(world, "a"))
+        await asyncio.to_thread(reading.wait, 30)
+        second = asyncio.create_task(world.models.load_adapter("second", str(tmp_path)))
+        gone = asyncio.create_task(world.models.unload_adapter("first"))
+        await asyncio.sleep(0)
+        go_on.set()
+        await asyncio.gather(again, second, gone)
+        assert there[-1] == {"second"} and world.models.names() == ["a", "second"]
+        with pytest.raises(OptionError, match="is taken"):
+            await world.models.load_adapter("second", str(tmp_path))
+        with pytest.raises(ModelNotFound):
+            await world.models.unload_adapter("first")
+
+    asyncio.run(work())
+    world.models.close()
+    assert len(there) == 2
+
+
+def test_memory_that_is_short_and_queues_that_are_full_have_their_own_statuses() -> None:
+    from geode.serve.http import problem_of
+
+    for error, status, wait in (
+        (TooMany("Too many.", 2.4), 429, "2"),
+        (CapacityError("No room now.", 5), 503, "5"),
+        (CapacityError("No room ever."), 503, None),
+    ):
+        found = problem_of(error)
+        assert (found.status, found.headers.get("retry-after")) == (status, wait)
+
+
+def test_a_plan_is_what_is_served(tmp_path: Path) -> None:
+    """The keys and values that a plan promises are those that the engine gets."""
+    from random_networks import write_gguf
+
+    from geode.serve import plan
+
+    names = [str(write_gguf(tmp_path / f"{i}.gguf", seed=i)) for i in (1, 2)]
+    one, two = (tuple(Source(f"m{i}", name) for i, name in enumerate(names[:count])) for count in (1, 2))
+    for models, options in (
+        (one, {}),
+        (one, {"memory": 2 * MIB}),
+        (one, {"memory": 1 << 40}),
+        (one, {"kv_memory": MIB}),
+        (two, {"memory": 3 * MIB}),
+    ):
+        settings = Settings(models=models, loading={"on": "native", "threads": 1}, **options)
+        facts = {source.name: loading.facts(source, settings.loading) for source in models}
+        served = Models(settings)
+
+        async def loaded(served: Models = served) -> list[loading.Served]:
+            await served.preload()
+            return served.loaded()
+
+        found = asyncio.run(loaded())
+        planned = {row.name: row.kv_bytes for row in plan.plans(settings, facts)}
+        assert {one.name: one.engine.stats().kv_bytes for one in found} == planned, options
+        assert all(one.reserved == one.size + planned[one.name] for one in found)
+        if settings.memory is not None:
+            assert sum(one.reserved for one in found) <= settings.memory
+        served.close()
+
+
 def test_names_of_one_model(live: Live) -> None:
     fake = scripted(["Hello."])
     settings = Settings(models=(Source("a", "a", aliases=("other",)),))
@@ -660,7 +760,7 @@ def test_a_plan_loads_nothing(capsys: pytest.CaptureFixture[str], once: Any) -> 
     from geode.cli.app import main
 
     pytest.importorskip("torch")
-    folder = once("serve-plan", lambda place: save("llama", place))
+    folder = once("tiny-llama", lambda place: save("llama", place))
     assert main(["serve", f"mine={folder}", "--plan", "--json", "--memory", "64M"]) == 0
     (found,) = json.loads(capsys.readouterr().out)
     assert found["name"] == "mine" and found["rows"][0]["sequences"] >= 1 and found["weights_bytes"] > 0

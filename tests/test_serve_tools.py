@@ -88,6 +88,36 @@ def test_calls_in_one_piece_and_by_characters(text: str, parts: list[Part]) -> N
     assert read(*text) == parts
 
 
+CALLED: list[tuple[str, list[Part]]] = [
+    ('Hi <tool_call>\n{"na', ["Hi"]),
+    ('Hi <tool_call>\n{"name": "weather", "argu', ["Hi"]),
+    ("Hi <tool_ca", ["Hi"]),
+    ("[TOOL_CALLS]weath", []),
+    ('<tool_call>{"name": "a", "arguments": {}}\n</tool', [Name("a"), Arguments("{}")]),
+    ('<tool_call>{"name": "weather", "arguments": {"city": "K', [Name("weather"), Arguments('{"city": "K')]),
+    ('<tool_call>{"name": "unknown", "arguments": {"', ['<tool_call>{"name": "unknown", "arguments": {"']),
+    ("a < b <", ["a < b <"]),
+    ('{"name": "we', ['{"name": "we']),
+]
+
+
+@pytest.mark.parametrize(("text", "parts"), CALLED)
+def test_a_call_that_is_cut_leaves_nothing_of_its_spelling(text: str, parts: list[Part]) -> None:
+    for texts in ([text], [*text]):
+        reader = CallReader(NAMES)
+        found = [part for one in texts for part in reader.push(one)] + reader.finish(cut=True)
+        assert "".join(p for p in found if isinstance(p, str)) == "".join(p for p in parts if isinstance(p, str))
+        assert [p for p in found if isinstance(p, Name)] == [p for p in parts if isinstance(p, Name)]
+
+
+@pytest.mark.parametrize("text", [text for text, parts in CASES if parts[:2] == KOELN])
+def test_calls_that_must_be_are_never_text(text: str) -> None:
+    for end in range(len(text)):
+        reader = CallReader(NAMES)
+        parts = reader.push(text[:end]) + reader.finish(cut=True, must=True)
+        assert "".join(part for part in parts if isinstance(part, str)).strip() in ("", "o", "ok"), text[:end]
+
+
 PIECES = ["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", '{"name": "a", "arguments": ']
 PIECES += ["{}", '{"x": [1, "}"]}', "}", "]", "[", "\n", " ", ",", ";", "a", "weather", '"', "\\", ":", "<tool", "Hi"]
 TEXTS = st.lists(st.sampled_from(PIECES), max_size=14).map("".join) | st.text('{}[]":,\\a<tol_c>', max_size=40)
@@ -320,6 +350,16 @@ def test_strict_tools_bind_only_what_becomes_a_call(name: str) -> None:
     assert text is not None
     assert_good(calls_in(tools, text))
     assert len(calls_in(tools, text)) == 1
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_no_second_call_where_only_one_is_wanted(name: str) -> None:
+    tools = tools_of(name)
+    one = written(tools, tools.format([TIME], "required", parallel=False), 0)
+    format = tools.format([TIME], "auto", parallel=False)
+    text = written(tools, format, 0, f"{one}{tools.way.between}{one}")
+    assert text is not None and calls_in(tools, text) == [("time", {})]
+    assert written(tools, format, 0, "It is warm.") == "It is warm."
 
 
 def test_an_answer_of_a_format_or_a_call() -> None:

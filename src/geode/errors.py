@@ -15,6 +15,7 @@
     ├── BackendError            a framework, dtype or accelerator that cannot be used as asked
     │   └── MissingExtra        an optional dependency that is not installed
     ├── CapacityError           not enough memory or disk for what was asked
+    │   └── TooMany             too many ask at once, or one asks too often
     ├── DownloadError           the network, a registry, a licence gate or a checksum said no
     └── RemoteError             a server that computes for us refused, or cannot be reached
 
@@ -91,11 +92,15 @@ class MissingExtra(BackendError):
 
 
 class CapacityError(GeodeError):
-    """Not enough memory or disk, or too many who want it now; `retry_after` seconds it may be otherwise, if known."""
+    """Not enough memory or disk; `retry_after` seconds from now it may be otherwise, if known."""
 
     def __init__(self, message: str, retry_after: float | None = None):
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class TooMany(CapacityError):
+    """More is asked than is taken in now."""
 
 
 class DownloadError(GeodeError):

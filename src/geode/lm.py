@@ -113,10 +113,20 @@ class Local:
         Of two texts, the continuation's tokens are those of the joined text after the context's own; spaces that end
         the context count to the continuation (as lm-evaluation-harness has it). An empty context means BOS.
         """
+        ids, start = self.split(context, continuation)
+        logprobs, greedy = likelihood(self.executor, ids, start, self.tokenizer.size if self.tokenizer else None)
+        if np.isnan(logprobs).any():
+            raise TensorError(
+                "The model's logits are not numbers (NaN). Load with check=True to look for damaged weights."
+            )
+        return Score(float(np.sum(logprobs)), all(greedy), logprobs, ids[start:])
+
+    def split(self, context: str | Sequence[int], continuation: str | Sequence[int]) -> tuple[list[int], int]:
+        """The ids that `score` looks at, and where the continuation's begin. Raises OptionError, ContextError."""
         if not len(continuation):
             raise OptionError("Nothing can be scored: the continuation is empty.")
         if isinstance(context, str) and isinstance(continuation, str):
-            ids, start = self._split(context, continuation)
+            ids, start = self._joined(context, continuation)
         elif isinstance(context, str) or isinstance(continuation, str):
             raise OptionError("score needs two texts or two lists of ids; one of each was given.")
         else:
@@ -127,7 +137,8 @@ class Local:
                 "Nothing can be scored: the context is empty and this model has no BOS token to stand for it. "
                 "Give a context of at least one token."
             )
-        return self._score(ids, start)
+        self._check_length(len(ids))
+        return ids, start
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         """Raw logits after every position: float32 (T, V), V = config.vocab with its padding rows.
@@ -219,23 +230,14 @@ class Local:
         bos = self.tokenizer.bos if self.tokenizer else None
         return [] if bos is None else [bos]
 
-    def _split(self, context: str, continuation: str) -> tuple[list[int], int]:
-        """Ids of the joined text, and where the continuation's begin."""
+    def _joined(self, context: str, continuation: str) -> tuple[list[int], int]:
+        """Ids of two texts as one, and where the continuation's begin."""
         kept = context.rstrip()
         joined = context + continuation
         if not kept:
             return self._first() + self.tokenize(joined, bos=False), len(self._first())
         ids = self._open_ended(joined)
         return ids, min(len(self._open_ended(kept)), len(ids) - 1)  # a merge over the seam leaves the merged token
-
-    def _score(self, ids: list[int], start: int) -> Score:
-        self._check_length(len(ids))
-        logprobs, greedy = likelihood(self.executor, ids, start, self.tokenizer.size if self.tokenizer else None)
-        if np.isnan(logprobs).any():
-            raise TensorError(
-                "The model's logits are not numbers (NaN). Load with check=True to look for damaged weights."
-            )
-        return Score(float(np.sum(logprobs)), all(greedy), logprobs, ids[start:])
 
 
 def _is_many(prompt: Any) -> bool:
@@ -281,12 +283,16 @@ class _Bytes:
     """The tokenizer of `Fake`: 256 bytes, a BOS and an end."""
 
     size, bos, adds_bos, ends = 258, 256, True, frozenset({257})
+    control: Mapping[str, int] = {"<bos>": 256, "<end>": 257}
 
     def encode(self, text: str, bos: bool | None = None, special: bool = False) -> list[int]:
         return [self.bos] * (bos is not False) + list(text.encode())
 
     def decode(self, ids: Iterable[int]) -> str:
         return bytes(i for i in ids if i < 256).decode(errors="replace")
+
+    def piece(self, token: int) -> bytes:
+        return bytes([token]) if token < 256 else f"<{'bos' if token == self.bos else 'end'}>".encode()
 
     def stream(self) -> _ByteStream:
         return _ByteStream()

@@ -158,13 +158,26 @@ class CallReader:
         self._held += text
         return list(self._joined(self._read(last=False)))
 
-    def finish(self) -> list[Part]:
-        """The rest: no more text will come."""
+    def finish(self, cut: bool = False, must: bool = False) -> list[Part]:
+        """The rest: no more text will come.
+
+        `cut`: the text broke off, so what had begun to be a call, and has no name yet, is not told of. What only looks
+        like a bare call may be an answer in JSON and stays, unless the text `must` be calls; so does a lone "<".
+        """
+        if cut and self._is_begun(must):
+            self._held, self._space, self._spelling, self._block = "", "", None, _Block()
         parts = [*self._read(last=True), *self._text(self._held)]
         if self._space and not self._called:
             parts.append(self._space)
         self._held = self._space = ""
         return list(self._joined(iter(parts)))
+
+    def _is_begun(self, must: bool) -> bool:
+        """Whether what is held is a part of calls, and nothing else."""
+        spelling = self._spelling
+        if spelling is not None:
+            return must or bool(spelling.opens) or self._called
+        return must or self._begun(self._held) > 1
 
     @staticmethod
     def _joined(parts: Iterator[Part]) -> Iterator[Part]:

@@ -114,7 +114,7 @@ def _show(stream: Any, lm: Any, logprobs: bool) -> None:
     """The pieces as they come; ids where the model has no tokenizer, a line for each token where numbers are wanted."""
     for piece in stream:
         if logprobs:
-            screen.write(_row(piece, lm) + "\n")
+            screen.write(_row(piece, lm) + "\n" if piece.logprob is not None else "")  # a server's last word has none
         elif lm.tokenizer is None:
             screen.write(f"{piece.token} ")
         else:

@@ -68,6 +68,14 @@ def _add_models(group: Any) -> None:
         metavar="NAME=DIR[@MODEL]",
         help="a LoRA adapter that requests name as a model; many run in one batch",
     )
+    group.add_argument(
+        "--adapter-dir",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="DIR",
+        help="let requests load adapters that lie below it; whoever sits at this machine may load any without keys",
+    )
     group.add_argument("--adapter", metavar="DIR", help="a LoRA adapter that is merged into the one model")
     group.add_argument("--draft", metavar="MODEL", help="a smaller model of the same tokens, to draft with")
     group.add_argument("--no-speculate", action="store_true", help="draft nothing, not even from the prompt")
@@ -154,6 +162,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         speculate=not args.no_speculate,
         keys=keys.read(args.api_keys),
         limits=limits,
+        adapter_dirs=tuple(args.adapter_dir),
         hosts=tuple(args.allow_host),
         cors=tuple(args.cors),
         page=not args.no_page,

@@ -6,6 +6,7 @@ How a step is planned and run is its neighbours' to know; HTTP, and what text me
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import threading
 from collections import deque
@@ -13,16 +14,16 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import BackendError, CapacityError, ContextError, OptionError
+from ..errors import BackendError, CapacityError, ContextError, OptionError, TooMany
 from ..generate import Piece
-from .request import Deliver, Request, Stats, Ticket
+from .request import Deliver, Request, Scores, Stats, Ticket
 from .scheduler import Scheduler
-from .sequence import Embedding, Generation, Progress, Scoring, gathered
-from .step import Stepper
+from .sequence import ENDED, Embedding, Generation, Progress, Scoring, gathered
+from .step import Stepper, tell
 
 if TYPE_CHECKING:
     from ..tokenizer import Tokenizer
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from .runner import Adapter, Adapters, Drafter, Runner
 
 IDLE = 2.0  # seconds without work after which kept pages are written
+log = logging.getLogger("geode.engine")
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,11 @@ class Answer:
 class Engine:
     """Many requests over one runner. See `geode.engine.open`.
 
-    Without `start` nothing runs by itself: `step` runs what there is, for tests and for loops of one's own.
+    Without `start` nothing runs by itself: `step` runs what there is, for tests and for loops of one's own. `failed`
+    is what went wrong where the engine's thread could not go on: then nothing is taken in any more.
     """
+
+    failed: BaseException | None = None
 
     def __init__(
         self,
@@ -68,7 +73,7 @@ class Engine:
         self._keeper = keeper
         self._scheduler = Scheduler(runner, drafter)
         self._stepper = Stepper(runner, self._scheduler, drafter, self._has_ended)
-        self._changes: deque[Progress] = deque()  # new ones, and those that were cancelled
+        self._changes: deque[Progress | Future[None]] = deque()  # new ones, cancelled ones, checks that were asked for
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
         self._inside = 0  # requests that came and have not ended
@@ -87,8 +92,8 @@ class Engine:
     def submit(self, request: Request, deliver: Deliver) -> Ticket:
         """Takes a request in; `deliver` is given its pieces, and the last has a finish_reason.
 
-        Raises OptionError, ContextError, TokenizerError, ModelNotFound for an unknown adapter; CapacityError, with
-        `retry_after`, when too many wait or the engine shuts down.
+        Raises OptionError, ContextError, TokenizerError, ModelNotFound for an unknown adapter; TooMany, with
+        `retry_after`, when too many wait; CapacityError when the engine shuts down; BackendError when it has failed.
         """
         self._check(request.ids)
         adapter = self._adapter(request.adapter)
@@ -122,27 +127,26 @@ class Engine:
         """Final hidden states of a text, pooled ("mean", "last"): float32 (D,), of no particular length."""
         self._check(ids, longest=self.context)
         sequence = Embedding(ids, pooling, client, priority, self._adapter(adapter))
-        self._enter(sequence)
-        return sequence.future
+        return self._promised(sequence)
 
     def score(
         self,
         ids: Sequence[int],
         start: int,
         *,
+        top: int = 0,
         adapter: str | None = None,
         client: str = "",
         priority: int = 0,
         salt: str = "",
-    ) -> Future[tuple[list[float], list[bool]]]:
-        """For the ids from `start` on: log-probability, and whether each was the likeliest."""
+    ) -> Future[Scores]:
+        """For the ids from `start` on: log-probability, whether each was the likeliest, and the `top` likeliest."""
         self._check(ids, longest=self.context)
         if not 0 < start < len(ids):
             raise OptionError(f"start must be from 1 to {len(ids) - 1}, the last of the ids; {start} was given.")
         size = self.tokenizer.size if self.tokenizer else None
-        sequence = Scoring(ids, start, size, client, priority, self._adapter(adapter), salt)
-        self._enter(sequence)
-        return sequence.future
+        sequence = Scoring(ids, start, size, top, client, priority, self._adapter(adapter), salt)
+        return self._promised(sequence)
 
     @property
     def adapters(self) -> Adapters:
@@ -156,12 +160,15 @@ class Engine:
     def stats(self) -> Stats:
         s = self._stepper
         used, kept, every = self.runner.pages()
+        sizes = self.runner.page_bytes
         return Stats(
             waiting=max(0, self._inside - len(self._scheduler.running)),
             running=len(self._scheduler.running),
             pages_used=used,
             pages_kept=kept,
             pages=every,
+            kv_used=sum((u + k) * size for u, k, size in zip(used, kept, sizes, strict=False)),
+            kv_bytes=sum(n * size for n, size in zip(every, sizes, strict=False)),
             steps=s.steps,
             prompt_tokens=s.prompt_tokens,
             cached_tokens=s.cached_tokens,
@@ -173,15 +180,19 @@ class Engine:
         )
 
     def check(self) -> None:
-        """Raises AssertionError where the books do not agree; exact while nothing runs."""
+        """Raises AssertionError where the books do not agree."""
+        self.checked().result()
+
+    def checked(self) -> Future[None]:
+        """`check` between two steps, whatever runs: settled at once where no thread runs."""
+        asked: Future[None] = Future()
         with self._wake:
-            if self._changes:
-                return
-            self._scheduler.check()
-            if self._inside == 0:
-                self.runner.check()
-                assert not self._scheduler.running and not self._scheduler.waiting, "a request is left that has ended"
-                assert not any(self.runner.pages()[0]), f"pages are held by nobody: {self.runner.pages()[0]}"
+            if self._thread is not None and self.failed is None:
+                self._changes.append(asked)
+                self._wake.notify()
+                return asked
+        self._settle(asked)
+        return asked
 
     # running
 
@@ -214,6 +225,8 @@ class Engine:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
             self._thread = None
+        if self.failed is not None:
+            return
         self._take_changes()
         self._end_all(_closed())
         if self._keeper is not None:
@@ -227,13 +240,33 @@ class Engine:
         self.close()
 
     def _loop(self) -> None:
-        while not self._closed:
-            try:
-                self._take_changes()
-                if not self._stepper.step():
-                    self._rest()
-            except Exception as error:  # not one request's fault, or it would have ended it
-                self._end_all(BackendError(f"The engine failed and ended all that ran: {error!r}. Ask again."))
+        try:
+            while not self._closed:
+                self._go_on()
+        except BaseException as error:  # nothing here can be relied upon any more
+            self._fail(error)
+
+    def _go_on(self) -> None:
+        try:
+            self._take_changes()
+            if not self._stepper.step():
+                self._rest()
+        except Exception as error:  # not one request's fault, or it would have ended it
+            log.exception("a step failed")
+            self._end_all(BackendError(f"The engine failed and ended all that ran: {error!r}. Ask again."))
+            self._check_books()
+
+    def _fail(self, error: BaseException) -> None:
+        """Tells everybody; from now on nothing is taken in."""
+        log.critical("the engine has failed and takes nothing in any more", exc_info=error)
+        with self._wake:
+            self.failed = error
+            left = [*self._changes, *self._scheduler.sequences()]
+            self._changes.clear()
+            self._inside = 0
+            self._wake.notify_all()
+        for one in left:
+            self._settle(one) if isinstance(one, Future) else tell(one, _failed(error))
 
     def _rest(self) -> None:
         """Sleeps until something comes; writes what is kept when nothing comes for long."""
@@ -248,17 +281,30 @@ class Engine:
     def _enter(self, sequence: Progress) -> None:
         sequence.text = self.runner.text(sequence.ids, sequence.adapter, sequence.salt)
         with self._wake:
+            if self.failed is not None:
+                raise _failed(self.failed)
             if self._closed:
                 raise _closed()
             if self._draining:
                 raise CapacityError("The engine is shutting down and takes nothing in. Ask another.", self._pace)
-            waiting = self._inside - len(self._scheduler.running)
-            if waiting >= self.max_waiting:
-                wait = min(60.0, max(1.0, self._pace * waiting / max(1, len(self._scheduler.running))))
-                raise CapacityError(f"{waiting} requests wait already. Ask again in {wait:.0f} seconds.", wait)
+            self._check_queue()
             self._inside += 1
             self._changes.append(sequence)
             self._wake.notify()
+
+    def _check_queue(self) -> None:
+        """Raises TooMany where a request would have to wait and too many do."""
+        running, begins = len(self._scheduler.running), self._inside < self.runner.most and not self._scheduler.waiting
+        waiting = self._inside - running
+        if waiting >= self.max_waiting and not begins:
+            wait = min(60.0, max(1.0, self._pace * waiting / max(1, running)))
+            raise TooMany(f"{waiting} requests wait already. Ask again in {wait:.0f} seconds.", wait)
+
+    def _promised(self, sequence: Embedding | Scoring) -> Future[Any]:
+        """What is asked for, once it is there; cancelled, nothing more is run for it."""
+        self._enter(sequence)
+        sequence.future.add_done_callback(lambda done: self._changed(sequence) if done.cancelled() else None)
+        return sequence.future
 
     def _changed(self, sequence: Progress) -> None:
         with self._wake:
@@ -268,14 +314,38 @@ class Engine:
     def _take_changes(self) -> None:
         """Lets in who came, and out who does not want to wait."""
         while self._changes:
-            sequence = self._changes.popleft()
-            if not sequence.number and not sequence.unwanted:
-                self._scheduler.add(sequence)
-            elif not sequence.number:
-                sequence.number = -1
-                self._has_ended(sequence)
-            elif sequence.unwanted and sequence.number > 0:
-                self._stepper.drop(sequence)
+            one = self._changes.popleft()
+            if isinstance(one, Future):
+                self._settle(one)
+            elif not one.number and not one.unwanted:
+                self._scheduler.add(one)
+            elif not one.number:
+                one.number = ENDED
+                self._has_ended(one)
+            elif one.unwanted:
+                self._stepper.drop(one)
+
+    def _settle(self, asked: Future[None]) -> None:
+        if not asked.set_running_or_notify_cancel():
+            return
+        try:
+            assert self.failed is None, f"the engine has failed: {self.failed!r}"
+            self._check_books()
+        except Exception as problem:
+            asked.set_exception(problem)
+        else:
+            asked.set_result(None)
+
+    def _check_books(self) -> None:
+        """Raises AssertionError where they do not agree. Between two steps."""
+        self._scheduler.check()
+        self.runner.check()
+        with self._wake:
+            new = {id(one) for one in self._changes if isinstance(one, Progress) and not one.number}
+            inside = self._scheduler.waiting + len(self._scheduler.running) + len(new)
+            assert self._inside == inside, f"{self._inside} requests are said to be here, and {inside} are"
+        held = self.runner.pages()[0]
+        assert self._scheduler.running or not any(held), f"pages are held by nobody: {held}"
 
     def _has_ended(self, sequence: Progress) -> None:
         if sequence.admitted is not None:
@@ -315,6 +385,10 @@ def _pieces(pieces: queue.SimpleQueue[Piece | Exception], ticket: Ticket) -> Ite
                 return
     finally:
         ticket.cancel()
+
+
+def _failed(error: BaseException) -> BackendError:
+    return BackendError(f"The engine has failed and must be started again: {error!r}.")
 
 
 def _closed() -> BackendError:

@@ -33,7 +33,9 @@ class NativeRunner:
         self.step_tokens = step_tokens
         self.most = min(most, step_tokens)
         self.executor = executor
-        counts = page_counts(self.config, executor.kv_type, memory or _memory(executor, step_tokens), step_tokens)
+        self.page_bytes = tuple(map(executor.page_bytes, executor.groups))
+        memory = _memory(executor, step_tokens) if memory is None else memory
+        counts = page_counts(self.config, executor.kv_type, memory, step_tokens)
         self.store = Store(counts, executor.groups, step_tokens)
         self.cache = executor.cache(counts)
         self._adapters: Sequence[Any] = ()  # of the wanted rows of the last run

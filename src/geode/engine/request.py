@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -78,6 +78,18 @@ class Ticket(Protocol):
         delivered."""
 
 
+Top = tuple[tuple[int, float], ...]
+"""The likeliest tokens in one place, the best first: (id, log-probability)."""
+
+
+class Scores(NamedTuple):
+    """Of each id that was judged: its log-probability, whether it was the likeliest, the likeliest in its place."""
+
+    logprobs: list[float]
+    greedy: list[bool]
+    top: list[Top]
+
+
 @dataclass(frozen=True)
 class Stats:
     """The engine at one moment; totals since it began."""
@@ -87,6 +99,8 @@ class Stats:
     pages_used: tuple[int, ...]  # held by requests, by group
     pages_kept: tuple[int, ...]  # held only for reuse
     pages: tuple[int, ...]  # all there are
+    kv_used: int  # bytes of the pages that are held or kept, where that is known
+    kv_bytes: int  # and of all
     steps: int
     prompt_tokens: int
     cached_tokens: int

@@ -86,6 +86,7 @@ class Runner(Protocol):
     most: int  # texts that may be open at a time
     capacity: int  # tokens that one text may have when it is alone
     rolls_back: bool  # whether `advance` may forget tokens: else nothing is drafted
+    page_bytes: tuple[int, ...]  # of a page, by group; none where that is not known
 
     def text(self, ids: np.ndarray, adapter: Adapter | None, salt: str) -> Text:
         """A text that holds nothing yet. `ids`, int64, is only read, and filled by others as the text grows."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 
 from ..errors import CapacityError
+from .pace import Pace
 from .runner import Drafter, Part, Runner
 from .sequence import Generation, Progress
 
@@ -37,6 +38,7 @@ class Scheduler:
     def __init__(self, runner: Runner, drafter: Drafter | None = None):
         self.running: list[Progress] = []  # as they were admitted
         self.preemptions = 0
+        self._pace = Pace()
         self._runner = runner
         self._drafter = drafter if runner.rolls_back else None
         self._queues: dict[str, list[tuple[int, int, Progress]]] = {}  # of each client, a heap: highest priority first
@@ -79,12 +81,15 @@ class Scheduler:
         """The next step; empty where nothing is to be done."""
         turns: list[Turn] = []
         budget = self._next_tokens(turns)
+        if turns:
+            budget = min(budget, self._pace.most)
         budget = self._prompts(turns, budget)
         self._begin(turns, budget)
         return [turn for turn in turns if turn.sequence.runs]
 
-    def ran(self, turns: Sequence[Turn]) -> None:
-        """Counts what was run."""
+    def ran(self, turns: Sequence[Turn], seconds: float) -> None:
+        """Counts what was run, and in what time."""
+        self._pace.ran(sum(len(turn.part.tokens) for turn in turns), seconds)
         for turn in turns:
             self._served[turn.sequence.client] += len(turn.part.tokens)
 

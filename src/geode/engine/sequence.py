@@ -14,12 +14,17 @@ import numpy as np
 
 from ..errors import OptionError
 from ..generate import Piece, Row
-from ..sampling import Candidates, Choice
-from .request import Counts, Deliver, Request
+from ..sampling import Candidates, Choice, Need, top_k
+from .request import Counts, Deliver, Request, Scores, Top
 
 if TYPE_CHECKING:
     from ..tokenizer import Tokenizer
     from .runner import Adapter, Hidden, Runner, Text
+
+AT_ONCE = 16  # rows whose likeliest are looked for together: all of their logits may have to be made
+
+
+ENDED = -1  # the number of a request that is over
 
 
 class Progress:
@@ -228,24 +233,25 @@ class Embedding(Progress):
 
 
 class Scoring(Progress):
-    """A text whose ids from `start` on are judged: log-probabilities, and whether each was the likeliest."""
+    """A text whose ids from `start` on are judged: log-probabilities, whether each was the likeliest, the `top`."""
 
     def __init__(
         self,
         ids: Sequence[int],
         start: int,
         size: int | None,
+        top: int,
         client: str,
         priority: int,
         adapter: Adapter | None,
         salt: str,
     ):
         super().__init__(np.asarray(ids, np.int64), len(ids) - 1, client, priority, adapter, salt)
-        self.future: Future[tuple[list[float], list[bool]]] = Future()
+        self.future: Future[Scores] = Future()
         self._start = start
         self._size = size
-        self._logprobs: list[float] = []
-        self._greedy: list[bool] = []
+        self._top = top
+        self._seen = Scores([], [], [])
 
     @property
     def shareable(self) -> int:
@@ -260,16 +266,35 @@ class Scoring(Progress):
 
     def admit(self) -> None:
         super().admit()
-        self._logprobs, self._greedy = [], []
+        self._seen = Scores([], [], [])
 
     def look(self, runner: Runner, hidden: Hidden, rows: Sequence[int], is_last: bool) -> None:
         if rows:
-            at = self._start + len(self._logprobs)
-            logprobs, greedy = runner.score(hidden, rows, self.ids[at : at + len(rows)].tolist(), self._size)
-            self._logprobs += logprobs
-            self._greedy += greedy
+            at = self._start + len(self._seen.logprobs)
+            targets = self.ids[at : at + len(rows)].tolist()
+            logprobs, greedy = runner.score(hidden, rows, targets, self._size)
+            self._seen.logprobs.extend(logprobs)
+            self._seen.greedy.extend(greedy)
+            for i in range(0, len(rows) if self._top else 0, AT_ONCE):
+                some = slice(i, i + AT_ONCE)
+                self._seen.top.extend(self._likeliest(runner, hidden, rows[some], targets[some], logprobs[some]))
         if is_last:
-            _settle(self.future, (self._logprobs, self._greedy))
+            _settle(self.future, self._seen)
+
+    def _likeliest(
+        self, runner: Runner, hidden: Hidden, rows: Sequence[int], targets: Sequence[int], logprobs: Sequence[float]
+    ) -> Iterator[Top]:
+        """Log-probabilities are told by the target's, which is known: nobody has to add all up again."""
+        size = self._size or runner.config.vocab
+        needs = [Need(self._top, np.inf, np.array([target], np.int32), size) for target in targets]
+        asked = [need if target < size else None for need, target in zip(needs, targets, strict=True)]
+        for found, target, logprob in zip(runner.logits(hidden, rows, asked), targets, logprobs, strict=True):
+            is_few = isinstance(found, Candidates)
+            ids, logits = (found.ids, found.logits) if is_few else (np.arange(size), found[:size])
+            own = logits[np.searchsorted(ids, target)] if target < size else found[target]
+            best = top_k(logits, self._top)
+            pairs = zip(ids[best].tolist(), (logits[best] - own + logprob).tolist(), strict=True)
+            yield tuple((i, logprob if i == target else other) for i, other in pairs)
 
     def fail(self, error: Exception) -> None:
         self.over = True

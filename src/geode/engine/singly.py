@@ -20,6 +20,7 @@ class SinglyRunner:
     """See `runner.Runner`: `most` texts are open at a time."""
 
     rolls_back = False
+    page_bytes = ()
 
     def __init__(self, executor: Executor, step_tokens: int = 512, most: int = 16):
         self.config = executor.config

@@ -92,6 +92,11 @@ class SlotRunner:
         self._slots = [Slot(number) for number in range(slots)]
         self._clock = count(1)
 
+    @property
+    def page_bytes(self) -> tuple[int, ...]:
+        """Of a slot, with the room that it has now."""
+        return (self._cache.nbytes(self._cache.room) // self.most,)
+
     def text(self, ids: np.ndarray, adapter: Adapter | None, salt: str) -> Text:
         """A text that holds nothing yet. Raises OptionError for an adapter: here they are merged while weights load."""
         if adapter is not None:

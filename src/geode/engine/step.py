@@ -10,7 +10,7 @@ import numpy as np
 from ..sampling import Candidates
 from .runner import Drafter, Hidden, Runner
 from .scheduler import Scheduler, Turn, never
-from .sequence import Embedding, Generation, Progress, Scoring
+from .sequence import ENDED, Embedding, Generation, Progress, Scoring
 
 Rows = list[list[int]]  # for each turn its rows of the hidden states
 
@@ -45,10 +45,11 @@ class Stepper:
         turns = self._scheduler.plan()
         if not turns:
             return self._give_up()
+        begun = perf_counter()
         turns, hidden = self._run(turns)
         self.steps += 1
         self.batch = sum(len(turn.part.tokens) for turn in turns)
-        self._scheduler.ran(turns)
+        self._scheduler.ran(turns, perf_counter() - begun)
         self._take(turns, hidden)
         return True
 
@@ -56,7 +57,7 @@ class Stepper:
         """Ends a request before its time, with an error if its receiver is to hear of it."""
         self._end(sequence, keep=error is None)
         if error is not None:
-            _tell(sequence, error)
+            tell(sequence, error)
 
     def _give_up(self) -> bool:
         stuck = self._scheduler.stuck()
@@ -196,9 +197,12 @@ class Stepper:
         sequence.over = sequence.over or sequence.finish_reason is not None
 
     def _end(self, sequence: Progress, keep: bool = True) -> None:
+        if sequence.number == ENDED:  # it was cancelled while its last piece was on its way
+            return
         self._scheduler.remove(sequence, keep)
         if isinstance(sequence, Generation) and self._drafter is not None:
             self._drafter.forget(sequence)
+        sequence.number = ENDED
         self._ended(sequence)
 
 
@@ -210,7 +214,8 @@ def _rows(turns: Sequence[Turn]) -> Rows:
     return found
 
 
-def _tell(sequence: Progress, error: Exception) -> None:
+def tell(sequence: Progress, error: Exception) -> None:
+    """Ends a request with an error, whoever listens."""
     try:
         sequence.fail(error)
     except Exception:  # nobody listens

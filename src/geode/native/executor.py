@@ -47,13 +47,14 @@ def open(
     are kept in: "float32", "float16", "bfloat16" or "q8_0"; "auto" is float32 where most weights are, else the narrower
     type that this CPU multiplies. Raises BackendError, OptionError, TensorError.
     """
-    kv = _kv_type(config, tensors, kv_type, dtype)
+    kv = kv_type_of(config, tensors, kv_type, dtype)
     model = _model(config, extension.threads(threads))
     weights.load(model, config, tensors, _types(config, tensors, dtype, quantize), quiet)
     return Executor(config, model, kv)
 
 
-def _kv_type(config: Config, tensors: Tensors, asked: str, dtype: str) -> str:
+def kv_type_of(config: Config, tensors: Tensors, asked: str, dtype: str) -> str:
+    """What keys and values are kept in where `asked` was asked for, as files name it. Raises OptionError."""
     name = SHORT.get(asked, asked)
     if name not in KV_TYPES:
         raise OptionError(f"kv_type must be one of {', '.join(KV_TYPES)}; {asked!r} was given.")

@@ -44,6 +44,11 @@ class Remote:
     An answer's tokens are ids only where the server tells them; else `Piece.token` is None. Raises RemoteError.
     """
 
+    # Whether it chats, and how it reads, is the server's to know; who asks here is told that it does.
+    own_template = True
+    template: Any = True
+    tokenizer: Any = True
+
     def __init__(
         self,
         url: str,
@@ -119,7 +124,7 @@ class Remote:
         told = _choice(found).get("logprobs") or {}
         if not told.get("token_logprobs"):
             raise RemoteError(f"{self._wire.url} gives no log-probabilities of a prompt, so it cannot score.")
-        return _score(told, context)
+        return _score(told, prompt, context)
 
     def tokenize(self, text: str, bos: bool | None = None) -> list[int]:
         """Ids by the server's tokenizer, where it has that beside the API (Geode, vLLM)."""
@@ -232,8 +237,10 @@ def _text(choice: Json, inner: str) -> str:
 
 
 def _tokens(choice: Json) -> list[int]:
-    """Ids, of servers that give them."""
-    return [int(token) for token in choice.get("token_ids") or ()]
+    """Ids, of servers that give them, beside the text or beside log-probabilities."""
+    told = choice.get("logprobs") or {}
+    listed = [each["id"] for each in told.get("content") or () if "id" in each]
+    return [int(token) for token in choice.get("token_ids") or told.get("token_ids") or listed]
 
 
 Top = tuple[tuple[int, float], ...]
@@ -258,14 +265,15 @@ def _first(choice: Json) -> tuple[int | None, float | None, Top]:
     return (token, *(logprobs[0] if len(logprobs) == 1 else (None, ())))
 
 
-def _score(told: Json, context: str | Sequence[int]) -> Score:
+def _score(told: Json, prompt: Any, context: str | Sequence[int]) -> Score:
     """The continuation's part of an echoed prompt."""
     logprobs = told["token_logprobs"]
     start = len(context)
     if isinstance(context, str):
         offsets: list[int] = told["text_offset"]
-        ends = [*offsets[1:], len("".join(told["tokens"]))]
-        kept = len(context.rstrip())
+        before = offsets[1] if len(offsets) > 1 and not prompt.startswith(told["tokens"][0]) else 0  # a BOS that counts
+        kept = before + len(context.rstrip())
+        ends = [*offsets[1:], before + len(prompt)]
         start = next((i for i, end in enumerate(ends) if end > kept), len(ends) - 1)
     start = max(start, 1) if logprobs[0] is None else start
     own = [float(logprob) for logprob in logprobs[start:] if logprob is not None]

@@ -9,27 +9,32 @@ import asyncio
 import platform
 import time
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
+from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
 
 from .. import __version__
-from .http import Json, models_of
+from .http import Json, models_of, settings_of
 from .schema import LoadAdapterBody, UnloadAdapterBody
 
 if TYPE_CHECKING:
-    from .models import Card, Served
+    from .models import Card, Models, Served
 
 router = APIRouter()
 BEGUN = time.time()
+PATIENCE = 10.0  # seconds for a check
+HOW = "Whoever runs the server chooses where: geode serve --adapter-dir DIR."
 
 
 @router.get("/v1/models", tags=["OpenAI"])
 async def list_models(request: Request) -> Response:
     """All models and adapters, loaded or not."""
     cards = await asyncio.to_thread(models_of(request).cards)
-    return Json({"object": "list", "data": [*map(_model, cards)]})
+    ends = {"first_id": cards[0].name, "last_id": cards[-1].name, "has_more": False}
+    return Json({"object": "list", "data": [*map(_model, cards)], **ends})
 
 
 @router.get("/v1/models/{model:path}", tags=["OpenAI"])
@@ -41,6 +46,10 @@ async def one_model(model: str, request: Request) -> Response:
 @router.post("/v1/load_lora_adapter", tags=["Adapters"])
 async def load_lora_adapter(body: LoadAdapterBody, request: Request) -> Response:
     """Serves an adapter, by a path on the server, under a name of its own from now on."""
+    if not settings_of(request).may_load(body.lora_path):
+        raise HTTPException(
+            403, f"lora_path must be something below a directory that this server takes adapters from. {HOW}"
+        )
     await models_of(request).load_adapter(body.lora_name, body.lora_path, body.model)
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
@@ -48,6 +57,9 @@ async def load_lora_adapter(body: LoadAdapterBody, request: Request) -> Response
 @router.post("/v1/unload_lora_adapter", tags=["Adapters"])
 async def unload_lora_adapter(body: UnloadAdapterBody, request: Request) -> Response:
     """Forgets an adapter; answers that use it are finished with it."""
+    settings = settings_of(request)
+    if not settings.private and not settings.adapter_dirs:
+        raise HTTPException(403, f"Adapters come and go only where this server takes some from. {HOW}")
     await models_of(request).unload_adapter(body.lora_name)
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
@@ -55,7 +67,7 @@ async def unload_lora_adapter(body: UnloadAdapterBody, request: Request) -> Resp
 @router.get("/health", tags=["Operation"])
 async def health(request: Request) -> Response:
     """Whether the process is alive, and no loaded engine has died."""
-    dead = [served.name for served in models_of(request).loaded() if getattr(served.engine, "failed", None) is not None]
+    dead = _dead(models_of(request))
     return Json({"status": "failed", "models": dead}, 503) if dead else Json({"status": "ok"})
 
 
@@ -64,32 +76,54 @@ async def ready(request: Request) -> Response:
     """Whether a request would be answered now: models are loaded, or will be, and the server is not shutting down."""
     if request.app.state.draining():
         return Json({"status": "draining"}, 503)
-    return Json({"status": "ready"}) if models_of(request).ready else Json({"status": "loading"}, 503)
+    models = models_of(request)
+    if dead := _dead(models):
+        return Json({"status": "failed", "models": dead}, 503)
+    return Json({"status": "ready"}) if models.ready else Json({"status": "loading"}, 503)
 
 
 @router.get("/v1/status", tags=["Operation"])
-async def status(request: Request) -> Response:
-    """Version, uptime, and for each model what its engine is doing. Seconds, bytes, tokens."""
+async def status(request: Request, check: bool = False) -> Response:
+    """Version, uptime, and for each model what its engine is doing. Seconds, bytes, tokens. With `check` each engine's
+    books are gone through as well: "ok", or what is wrong."""
     models = models_of(request)
     cards = await asyncio.to_thread(models.cards)
-    loaded = {served.name: served for served in models.loaded()}
+    engines = {served.name: await _engine(served, check) for served in models.loaded()}
     return Json(
         {
             "version": __version__,
             "python": platform.python_version(),
             "uptime_seconds": round(time.time() - BEGUN, 3),
             "default": models.default,
-            "models": [_model(card) | _engine(loaded.get(card.base or card.name)) for card in cards],
+            "models": [_model(card) | engines.get(card.base or card.name, {"stats": None}) for card in cards],
         }
     )
 
 
+def _dead(models: Models) -> list[str]:
+    return [served.name for served in models.loaded() if served.engine.failed is not None]
+
+
+async def _check(served: Served) -> str:
+    """The engine looks between two of its steps: this loop only waits."""
+    try:
+        await asyncio.wait_for(asyncio.wrap_future(served.engine.checked()), PATIENCE)
+    except TimeoutError:
+        return f"the engine has not ended a step for {PATIENCE:g} seconds"
+    except AssertionError as problem:
+        return str(problem)
+    return "ok"
+
+
 def _model(card: Card) -> dict[str, Any]:
-    """OpenAI's fields, vLLM's for the context and an adapter's base, and what else is known."""
+    """OpenAI's fields and Anthropic's, vLLM's for the context and an adapter's base, and what else is known."""
     return {
         "id": card.name,
         "object": "model",
+        "type": "model",
+        "display_name": card.name,
         "created": card.created,
+        "created_at": datetime.fromtimestamp(card.created, UTC).isoformat(),
         "owned_by": "geode",
         "root": card.base or card.name,
         "parent": card.base,
@@ -100,11 +134,12 @@ def _model(card: Card) -> dict[str, Any]:
     }
 
 
-def _engine(served: Served | None) -> dict[str, Any]:
+async def _engine(served: Served, check: bool) -> dict[str, Any]:
     """Statistics, what the executor tells of itself, and what the page offers: a chat, tokens."""
-    if served is None:
-        return {"stats": None}
     facts: dict[str, Any] = getattr(served.local.executor, "facts", dict)()
     plain = {name: value for name, value in facts.items() if isinstance(value, str | int | float)}
     can = {"chat": served.local.template is not None, "tokens": served.local.tokenizer is not None}
-    return {"stats": asdict(served.engine.stats()), "executor": plain, "can": can, "bytes_held": served.held}
+    stats = served.engine.stats()
+    sizes = {"bytes_held": served.size + stats.kv_used, "bytes_reserved": served.size + stats.kv_bytes}
+    said = {"check": await _check(served)} if check else {}
+    return {"stats": asdict(stats), "executor": plain, "can": can, **sizes, **said}

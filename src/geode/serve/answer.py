@@ -67,7 +67,7 @@ def prepared(served: Served, ask: Ask) -> Prepared:
     made = range(ask.n)
     return Prepared(
         tuple(_request(served, ask, ids, i, constraint() if constraint else None) for i in made),
-        tuple(tools.parser(ask.tools) if tools else None for _ in made),
+        tuple(tools.parser(ask.tools, ask.tool_choice) if tools else None for _ in made),
         tools,
         truncated,
     )
@@ -282,7 +282,7 @@ class _Voice:
         events = self._plain(pieces, tokens, logprobs)
         if self._parser is not None:
             silent = [replace(event, text="") for event in events if logprobs and isinstance(event, Text)]
-            events = [*self._parsed(self._parser, pieces, reason is not None), *silent]
+            events = [*self._parsed(self._parser, pieces, reason), *silent]
         if reason is not None:
             name = "tool_calls" if self._called and reason == "stop" else reason
             events.append(Ends(self._number, name, pieces[-1].stop))
@@ -296,11 +296,11 @@ class _Voice:
         self._held = tokens
         return []
 
-    def _parsed(self, parser: Parser, pieces: Sequence[Piece], whole: bool) -> list[Event]:
+    def _parsed(self, parser: Parser, pieces: Sequence[Piece], reason: str | None) -> list[Event]:
         text = "".join(map(self._shown, pieces))
-        if whole and self._text is not None:
+        if reason is not None and self._text is not None:
             text += self._text.flush()
-        found = [*parser.push(text), *(parser.finish() if whole else ())]
+        found = [*parser.push(text), *(parser.finish(cut=reason == "length") if reason is not None else ())]
         self._called |= any(isinstance(event, CallBegins) for event in found)
         return [replace(event, index=self._number) for event in found]
 

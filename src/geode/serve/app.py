@@ -12,7 +12,20 @@ from contextlib import asynccontextmanager
 from fastapi import APIRouter, FastAPI
 
 from .. import __version__
-from . import about, chat, completions, embeddings, http, messages, metrics, ollama, responses, tokens, vertex
+from . import (
+    about,
+    chat,
+    completions,
+    described,
+    embeddings,
+    http,
+    messages,
+    metrics,
+    ollama,
+    responses,
+    tokens,
+    vertex,
+)
 from .models import Models
 from .page import page_router
 from .settings import Settings
@@ -44,6 +57,7 @@ def create_app(settings: Settings, models: Models | None = None) -> FastAPI:
     )
     app.state.settings, app.state.models, app.state.draining = settings, served, lambda: False
     http.install(app)
+    described.install(app)
     for router in ROUTERS:
         app.include_router(router)
     if settings.vertex is not None:

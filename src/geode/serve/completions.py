@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from ..engine.request import Scores
 from ..errors import OptionError
 from .answer import Said, gathered
 from .ask import Ask, Ends, Event, Logprob, Spent, Text
-from .http import Events, Json, begin, dumps, models_of, there, who
+from .http import Events, Json, Running, begin, dumps, models_of, there, who
 from .record import current
-from .replies import Tokens, cut, finite, head, stream, usage
+from .replies import Reader, Tokens, cut, finite, head, stream, usage
 from .schema import CompletionBody, as_list
 
 if TYPE_CHECKING:
@@ -33,18 +35,27 @@ async def completions(body: CompletionBody, request: Request) -> Response:
     if body.max_tokens == 0:
         return await _echo_only(body, request)
     running = await begin(request, body.model, lambda served: _asks(body, request, served))
-    served, prompts = running.served, running.answer.prompts
     if body.stream:
-        writer = _Choices(served, body.logprobs is not None)
-        first = [writer(Text(i, echo.text)) for i, echo in enumerate(_each(body, _echoes(body, served, prompts)))]
-        parts = stream(running, head("cmpl", "text_completion", served), writer, body.stream_options, first)
-        return Events(parts, running.close, running.seconds)
+        return await _streamed(body, request, running)
     async with running:
         said = await there(request, gathered(running.answer))
         if body.echo:
-            echoes = await there(request, _scored(body, served, prompts))
+            echoes = await there(request, _scored(body, request, running.served, running.answer.prompts))
             said = [_joined(echo, one) for echo, one in zip(_each(body, echoes), said, strict=True)]
-        return _whole(body, served, said, running.answer.spent)
+        return _whole(body, running.served, said, running.answer.spent)
+
+
+async def _streamed(body: CompletionBody, request: Request, running: Running) -> Response:
+    served = running.served
+    try:
+        echoes = await there(request, _scored(body, request, served, running.answer.prompts)) if body.echo else []
+    except BaseException:
+        running.close()
+        raise
+    writer = _Choices(served, body.logprobs is not None)
+    first = [writer(Text(i, echo.text, (), (*echo.logprobs,))) for i, echo in enumerate(_each(body, echoes))]
+    parts = stream(running, head("cmpl", "text_completion", served), writer, body.stream_options, first)
+    return Events(parts, running.close, running.seconds)
 
 
 def _asks(body: CompletionBody, request: Request, served: Served) -> list[Ask]:
@@ -68,7 +79,7 @@ async def _echo_only(body: CompletionBody, request: Request) -> Response:
         raise OptionError("max_tokens must be 1 or more where an answer is streamed; 0 was given.")
     async with models_of(request).use(body.model) as served:
         prompts = await asyncio.to_thread(lambda: [served.local._ids(each) for each in as_list(body.prompt)])
-        echoes = await there(request, _scored(body, served, prompts))
+        echoes = await there(request, _scored(body, request, served, prompts))
         for echo in echoes:
             echo.finish_reason = "length"
         spent = Spent(sum(map(len, prompts)), 0)
@@ -90,18 +101,29 @@ def _echoes(body: CompletionBody, served: Served, prompts: Sequence[Sequence[int
     return found
 
 
-async def _scored(body: CompletionBody, served: Served, prompts: Sequence[Sequence[int]]) -> list[Said]:
+async def _scored(
+    body: CompletionBody, request: Request, served: Served, prompts: Sequence[Sequence[int]]
+) -> list[Said]:
     """The same, with the log-probabilities of their tokens where these are asked for. The first token has none."""
-    echoes = _echoes(body, served, prompts)
-    if body.logprobs is None:
+    echoes, count = _echoes(body, served, prompts), body.logprobs
+    if count is None:
         return echoes
-    engine, adapter = served.engine, served.adapter
-    futures = [engine.score(ids, 1, adapter=adapter) if len(ids) > 1 else None for ids in prompts]
-    for echo, future in zip(echoes, futures, strict=True):
-        logprobs = (await asyncio.wrap_future(future))[0] if future else []
-        pairs = zip(echo.tokens, [math.nan, *logprobs], strict=True)
-        echo.logprobs = [Logprob(token, logprob) for token, logprob in pairs]
+    more: dict[str, Any] = {"adapter": served.adapter, "salt": body.cache_salt or "", **who(request)}
+    futures = [served.engine.score(echo.tokens, 1, top=count, **more) for echo in echoes if len(echo.tokens) > 1]
+    try:
+        found = iter([await asyncio.wrap_future(future) for future in futures])
+    finally:
+        for future in futures:
+            future.cancel()
+    for echo in echoes:
+        scores = next(found) if len(echo.tokens) > 1 else NONE
+        tops = scores.top or [()] * len(scores.logprobs)
+        rows = zip(echo.tokens, [math.nan, *scores.logprobs], [(), *tops], strict=True)
+        echo.logprobs = [Logprob(*row) for row in rows]
     return echoes
+
+
+NONE = Scores([], [], [])
 
 
 def _each(body: CompletionBody, echoes: Sequence[Said]) -> list[Said]:
@@ -124,7 +146,7 @@ def _whole(body: CompletionBody, served: Served, said: Sequence[Said], spent: Sp
         {
             "index": i,
             "text": one.text,
-            "logprobs": None if body.logprobs is None else _logprobs(one.logprobs, tokens, 0)[0],
+            "logprobs": None if body.logprobs is None else _logprobs(one.logprobs, tokens, tokens.reader()),
             "finish_reason": one.finish_reason,
         }
         for i, one in enumerate(said)
@@ -133,32 +155,34 @@ def _whole(body: CompletionBody, served: Served, said: Sequence[Said], spent: Sp
     return Json({**first.fields, "choices": choices, "usage": usage(spent)})
 
 
-def _logprobs(found: Sequence[Logprob], tokens: Tokens, offset: int) -> tuple[dict[str, Any], int]:
-    """The four lists, and where in the text the next token begins. Alternatives count the chosen token in."""
-    texts = [tokens.text(one.token) for one in found]
-    offsets = [offset]
-    for text in texts:
-        offsets.append(offsets[-1] + len(text))
-    pairs = [((one.token, one.logprob), *one.top) for one in found]
-    lists = {
-        "tokens": texts,
-        "token_logprobs": [_or_none(one.logprob) for one in found],
-        "top_logprobs": [{tokens.text(token): _or_none(logprob) for token, logprob in pair} for pair in pairs],
-        "text_offset": offsets[:-1],
+def _logprobs(found: Sequence[Logprob], tokens: Tokens, reader: Reader) -> dict[str, Any]:
+    """OpenAI's four lists, and the tokens' ids. `reader` has read what came before."""
+    return {
+        "tokens": [tokens.text(one.token) for one in found],
+        "token_logprobs": [None if math.isnan(one.logprob) else finite(one.logprob) for one in found],
+        "top_logprobs": [_top(one, tokens) for one in found],
+        "text_offset": [reader.read(one.token) for one in found],
+        "token_ids": [one.token for one in found],
     }
-    return lists, offsets[-1]
 
 
-def _or_none(logprob: float) -> float | None:
-    return None if math.isnan(logprob) else finite(logprob)
+def _top(one: Logprob, tokens: Tokens) -> dict[str, float] | None:
+    """The likeliest, and the chosen token among them. Of several with the same text the likeliest counts."""
+    if math.isnan(one.logprob):
+        return None
+    found: dict[str, float] = {}
+    for token, logprob in (*one.top, (one.token, one.logprob)):
+        text = tokens.text(token)
+        found[text] = max(finite(logprob), found.get(text, -math.inf))
+    return found
 
 
 class _Choices:
     """What each event says as the only choice of a chunk; b"" for nothing."""
 
     def __init__(self, served: Served, logprobs: bool):
-        self._tokens = Tokens(served) if logprobs else None
-        self._offsets: dict[int, int] = {}
+        self._tokens = Tokens(served)
+        self._readers: defaultdict[int, Reader] | None = defaultdict(self._tokens.reader) if logprobs else None
 
     def __call__(self, event: Event) -> bytes:
         if isinstance(event, Text):
@@ -170,8 +194,6 @@ class _Choices:
         return b""
 
     def _logprobs(self, event: Text) -> bytes:
-        if self._tokens is None:
+        if self._readers is None:
             return b"null"
-        at = self._offsets.get(event.index, 0)
-        lists, self._offsets[event.index] = _logprobs(event.logprobs, self._tokens, at)
-        return dumps(lists)
+        return dumps(_logprobs(event.logprobs, self._tokens, self._readers[event.index]))

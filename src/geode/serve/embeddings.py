@@ -49,7 +49,7 @@ async def embeddings(body: EmbeddingBody, request: Request) -> Response:
 async def score(body: ScoreBody, request: Request) -> Response:
     """For text_1 and text_2 the cosine of their embeddings; for a context and continuations, log-probabilities."""
     async with models_of(request).use(body.model) as served:
-        work = _alike(body, request, served) if body.text_1 is not None else _likely(body, served)
+        work = _alike(body, request, served) if body.text_1 is not None else _likely(body, request, served)
         data, count = await there(request, work)
         current().spent(Spent(count, 0))
         spent = {"prompt_tokens": count, "total_tokens": count}
@@ -71,33 +71,19 @@ async def _alike(body: ScoreBody, request: Request, served: Served) -> tuple[lis
     return data, sum(map(len, ids.values()))
 
 
-async def _likely(body: ScoreBody, served: Served) -> tuple[list[dict[str, Any]], int]:
+async def _likely(body: ScoreBody, request: Request, served: Served) -> tuple[list[dict[str, Any]], int]:
     """How likely each continuation is after the context: natural logarithms."""
     each = as_list(body.continuation)
-    split = await asyncio.to_thread(lambda: [_split(served, body.context, continuation) for continuation in each])
-    futures = [served.engine.score(ids, start, adapter=served.adapter) for ids, start in split]
+    context: Any = body.context
+    split = await asyncio.to_thread(lambda: [served.local.split(context, continuation) for continuation in each])
+    asked = who(request)
+    futures = [served.engine.score(ids, start, adapter=served.adapter, **asked) for ids, start in split]
     data = []
     for i, ((ids, start), future) in enumerate(zip(split, futures, strict=True)):
-        logprobs, greedy = await asyncio.wrap_future(future)
-        found = {"index": i, "object": "score", "score": sum(logprobs), "is_greedy": all(greedy)}
-        data.append({**found, "tokens": ids[start:], "token_logprobs": logprobs})
+        said = await asyncio.wrap_future(future)
+        found = {"index": i, "object": "score", "score": sum(said.logprobs), "is_greedy": all(said.greedy)}
+        data.append({**found, "tokens": ids[start:], "token_logprobs": said.logprobs})
     return data, sum(len(ids) for ids, _ in split)
-
-
-def _split(served: Served, context: Any, continuation: Any) -> tuple[list[int], int]:
-    """Ids of both, and where the continuation's begin; as `Local.score` has them. Raises OptionError, ContextError."""
-    local = served.local
-    if not len(continuation) or isinstance(context, str) != isinstance(continuation, str):
-        raise OptionError("context and continuation must be two texts or two lists of ids, the continuation not empty.")
-    if isinstance(context, str):
-        ids, start = local._split(context, continuation)
-    else:
-        known = local._checked(context) or local._first()
-        ids, start = known + local._checked(continuation), len(known)
-    if not 0 < start < len(ids):
-        raise OptionError("context must be at least one token: it is empty and this model has no BOS to stand for it.")
-    local._check_length(len(ids))
-    return ids, start
 
 
 async def _vectors(request: Request, served: Served, inputs: Sequence[Sequence[int]], pooling: str) -> list[np.ndarray]:

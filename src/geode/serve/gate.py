@@ -9,7 +9,6 @@ import asyncio
 import re
 import secrets
 from collections.abc import Mapping
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -100,6 +99,7 @@ class Gate:
         if self.draining and record.path not in ("/health", "/ready"):
             raise Refused(503, "The server is shutting down. Ask another one, or try again.", "shutting_down", AGAIN)
         _check_path(record.path)
+        _check_once(headers)
         _check_host(headers, self._settings)
         _check_origin(headers, self._settings)
         if not self._settings.keys or record.method == "OPTIONS":
@@ -204,6 +204,14 @@ def _check_path(path: str) -> None:
         raise Refused(400, "This is no path that a server has.", "invalid_path")
 
 
+def _check_once(headers: Headers) -> None:
+    """What another server on the way could have read otherwise, and what nobody here would undo."""
+    if len(headers.getlist("host")) > 1:
+        raise Refused(400, "The request has more than one Host.", "invalid_header")
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise Refused(415, "Bodies are read as they are. Send this one without content-encoding.", "invalid_header")
+
+
 def _check_host(headers: Headers, settings: Settings) -> None:
     """A page elsewhere may let its own name point to this machine: then the name tells. crypto.stanford.edu/dns"""
     known = settings.hosts
@@ -225,7 +233,7 @@ def _check_origin(headers: Headers, settings: Settings) -> None:
     origin = headers.get("origin")
     if origin is None or "*" in settings.cors or origin in settings.cors:
         return
-    if urlsplit(origin).netloc == headers.get("host", "") and headers.get("host"):
+    if (place := origin.partition("://")[2]) and place == headers.get("host"):
         return
     raise Refused(
         403,

@@ -13,8 +13,10 @@ import json
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
+from importlib.util import find_spec
 from math import prod
-from threading import Lock
+from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -99,12 +101,28 @@ def guide(tokenizer: Tokenizer, vocab: int, ends: Collection[int], format: Forma
 
 def vocabulary(tokenizer: Tokenizer, vocab: int, ends: Collection[int]) -> Vocabulary:
     """The tokens as llguidance needs them, made once for each tokenizer. Raises MissingExtra."""
+    key = (vocab, frozenset(ends))
+    if found := _vocabularies.get(tokenizer, {}).get(key):
+        return found  # without waiting for another's
     with _lock:
         kept = _vocabularies.setdefault(tokenizer, {})
-        key = (vocab, frozenset(ends))
         if key not in kept:
             kept[key] = Vocabulary(tokenizer, vocab, ends)
         return kept[key]
+
+
+def warm(tokenizer: Tokenizer | None, vocab: int, ends: Collection[int]) -> None:
+    """Begins to make a vocabulary on a thread of its own, so that the first who needs it waits less, and nobody else.
+
+    Where it cannot be made, whoever asks for a format is told why.
+    """
+
+    def work() -> None:
+        with suppress(Exception):
+            vocabulary(tokenizer, vocab, ends)  # type: ignore[arg-type]
+
+    if tokenizer is not None and ends and find_spec("llguidance") is not None:
+        Thread(target=work, name="geode-grammar", daemon=True).start()
 
 
 def source_of(format: Format) -> str:

@@ -20,7 +20,16 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ..errors import CapacityError, ChatError, ContextError, GeodeError, ModelNotFound, OptionError, TokenizerError
+from ..errors import (
+    CapacityError,
+    ChatError,
+    ContextError,
+    GeodeError,
+    ModelNotFound,
+    OptionError,
+    TokenizerError,
+    TooMany,
+)
 from .answer import Answer, together
 from .ask import Ask
 from .record import current
@@ -119,10 +128,9 @@ async def _to_nobody(request: Request, error: Exception) -> Response:
 def _geode_problem(error: GeodeError) -> Problem:
     message = str(error)
     if isinstance(error, CapacityError):
-        wait = getattr(error, "retry_after", None)
-        headers = {"retry-after": str(max(1, round(wait)))} if wait is not None else {}
-        status = getattr(error, "status", 503 if wait is None else 429)
-        return Problem(status, message, "rate_limit_exceeded" if status == 429 else "overloaded", headers=headers)
+        headers = {} if error.retry_after is None else {"retry-after": str(max(1, round(error.retry_after)))}
+        status, code = (429, "rate_limit_exceeded") if isinstance(error, TooMany) else (503, "overloaded")
+        return Problem(status, message, code, headers=headers)
     for kind, status, code in KINDS:
         if isinstance(error, kind):
             return Problem(status, message, code, _param(message))
@@ -168,6 +176,8 @@ def _invalid(error: RequestValidationError) -> Problem:
     path, first = max(paths, key=lambda pair: pair[0].count("."))
     if first["type"] == "extra_forbidden":
         return Problem(400, f"The field '{path}' is not supported here. Leave it out.", "unsupported_field", path)
+    if first["type"] == "missing" and not path:
+        return Problem(400, "The body is missing.", "missing_field")
     if first["type"] == "missing":
         return Problem(400, f"The field '{path}' is missing.", "missing_field", path)
     said = dict.fromkeys(_said(each) for where, each in paths if where == path)

@@ -10,18 +10,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from ..errors import CapacityError
+from ..errors import TooMany
 from .keys import Limits
 
 CLIENTS = 10_000  # that are remembered: those that were quiet longest are forgotten
-
-
-class TooMany(CapacityError):
-    """A client asks for more than its limits allow; `retry_after` seconds from now it may again."""
-
-    def __init__(self, message: str, retry_after: float):
-        super().__init__(message)
-        self.retry_after = retry_after
 
 
 class Meter:

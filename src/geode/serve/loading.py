@@ -26,7 +26,6 @@ class Served:
 
     created  when its files were written, seconds since 1970
     size     bytes of the weights
-    held     bytes of weights, keys and values
     kept     what others make of this model once, by their own names: tables of tokens, spellings of tool calls
     """
 
@@ -37,9 +36,13 @@ class Served:
     path: str = ""
     created: int = 0
     size: int = 0
-    held: int = 0
     stamp: Stamp = ()
     kept: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def reserved(self) -> int:
+        """Bytes of weights, and of all the keys and values that there is room for."""
+        return self.size + self.engine.stats().kv_bytes
 
     @property
     def context(self) -> int:
@@ -91,28 +94,37 @@ def facts(source: Source, loading: Mapping[str, Any]) -> Facts:
 
 def _kv_type(found: Checkpoint, loading: Mapping[str, Any]) -> str:
     from ..native import extension
-    from ..native.executor import _kv_type as chosen
+    from ..native.executor import kv_type_of
 
     if loading.get("on", "auto") not in ("auto", "native") or not extension.is_there():
         return ""
-    return chosen(found.config, found.tensors, loading.get("kv_type") or "auto", loading.get("dtype", "auto"))
+    return kv_type_of(found.config, found.tensors, loading.get("kv_type") or "auto", loading.get("dtype", "auto"))
 
 
 def load(source: Source, settings: Settings, facts: Facts, kv_memory: int | None) -> Served:
     """Reads the weights and starts an engine. Raises what `lm.open` and `engine.open` raise."""
-    from .. import lm
+    from .. import checkpoint, lm
+    from ..io import hub
 
     local = lm.open(source.path, adapter=source.adapter, **settings.loading)
     try:
-        return served(source, local, settings, facts, kv_memory)
+        return served(source, local, settings, facts, kv_memory, checkpoint.open(hub.resolve(source.path)))
     except BaseException:
         local.close()
         raise
 
 
-def served(source: Source, local: Local, settings: Settings, facts: Facts | None, kv_memory: int | None) -> Served:
-    """A model in memory, and its adapters, behind an engine that runs."""
+def served(
+    source: Source,
+    local: Local,
+    settings: Settings,
+    facts: Facts | None,
+    kv_memory: int | None,
+    base: Checkpoint | None = None,
+) -> Served:
+    """A model in memory, and its adapters, which are read with the help of `base`, behind an engine that runs."""
     from .. import engine, lm
+    from . import grammar
 
     draft = lm.open(settings.draft, **settings.loading).executor if settings.draft else None
     cache = settings.cache_dir / source.name.replace("/", "--").replace(":", "-") if settings.cache_dir else None
@@ -127,6 +139,7 @@ def served(source: Source, local: Local, settings: Settings, facts: Facts | None
         max_waiting=settings.waiting,
         speculate=settings.speculate,
         draft=draft,
+        base=base,
         lora_rank_max=settings.lora_rank,
     )
     size, created, marks = (facts.size, facts.created, facts.stamp) if facts else (0, int(time.time()), ())
@@ -137,13 +150,14 @@ def served(source: Source, local: Local, settings: Settings, facts: Facts | None
     except BaseException:
         running.close()
         raise
-    return Served(source.name, local, running, None, source.path, created, size, size + (kv_memory or 0), marks)
+    grammar.warm(local.tokenizer, local.config.vocab, local.ends)
+    return Served(source.name, local, running, None, source.path, created, size, marks)
 
 
 def as_adapter(base: Served, name: str, path: str | None) -> Served:
     """A view of the base for the requests that name one of its adapters: with the adapter's own chat template."""
     created = written([place(path)]) if path else base.created
-    return Served(name, _with_template(base, path), base.engine, name, path or "", created, base.size, base.held)
+    return Served(name, _with_template(base, path), base.engine, name, path or "", created, base.size)
 
 
 def _with_template(base: Served, path: str | None) -> Local:

@@ -1,7 +1,7 @@
 """Anthropic's API: POST /v1/messages and /v1/messages/count_tokens.
 
 How answers are made is not known here. What the models here cannot do, such as thinking and images, is refused by name.
-The truth is docs.anthropic.com/en/api/messages and /en/api/messages-streaming.
+The truth is the types of the `anthropic` client, and platform.claude.com/docs/en/build-with-claude/streaming.
 """
 
 from __future__ import annotations

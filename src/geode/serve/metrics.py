@@ -126,9 +126,9 @@ class _Engines:
         loaded = [(served, served.engine.stats()) for served in self._models.loaded()]
         gauge: Any = core.GaugeMetricFamily
         counter: Any = core.CounterMetricFamily
-        held = gauge("geode_model_bytes", "Memory of weights, keys and values", labels=["model"])
-        for served, _ in loaded:
-            held.add_metric([served.name], served.held)
+        held = gauge("geode_model_bytes", "Memory of weights, and of keys and values that are there", labels=["model"])
+        for served, stats in loaded:
+            held.add_metric([served.name], served.size + stats.kv_used)
         yield held
         for kind, rows in ((gauge, GAUGES), (counter, COUNTERS)):
             for name, about, read in rows:

@@ -14,7 +14,8 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from .. import memory
 from ..config import Config
@@ -22,6 +23,7 @@ from ..errors import CapacityError, GeodeError, ModelNotFound, OptionError
 from ..lm import Local
 from . import loading
 from .loading import Facts, Served
+from .plan import share
 from .settings import NAME, Settings, Source
 
 __all__ = ["Card", "Lease", "Models", "Served", "fixed"]
@@ -30,6 +32,7 @@ LOOK = 1.0  # seconds between two looks at whether a model's files were replaced
 RETRY = 5.0  # seconds that whoever finds no room is asked to wait
 log = logging.getLogger("geode.serve")
 
+T = TypeVar("T")
 Load = Callable[[Source, Settings, Facts, int | None], Served]
 Read = Callable[[Source, Mapping[str, Any]], Facts]
 
@@ -179,29 +182,22 @@ class Models:
         """Serves an adapter under a name from now on. Raises OptionError where the name is taken."""
         if not NAME.fullmatch(name) or ".." in name:
             raise OptionError(f"{name!r} is no name for an adapter: take letters, digits and . _ - : / @ +.")
-        if any(name in slot.source.names for slot in self._slots):
-            raise OptionError(f"The name {name} is taken. Unload that adapter first, or choose another name.")
         slot, adapter = self._find(model or self.default)
         if adapter is not None:
             raise OptionError(f"{model} is an adapter itself. Name the model that {name} is for.")
-        async with self.use(slot.source.name) as served:
-            await asyncio.to_thread(served.engine.adapters.load, name, loading.place(path))
-            with self._lock:
-                slot.source = replace(slot.source, adapters={**slot.source.adapters, name: path})
+        self._check_free(name)
+        place = await asyncio.to_thread(loading.place, path)
+        while True:
+            async with self.use(slot.source.name):
+                if await asyncio.wrap_future(self._submit(self._add, slot, name, path, place)):
+                    return
 
     async def unload_adapter(self, name: str) -> None:
         """Forgets an adapter; answers that use it are finished with it. Raises ModelNotFound."""
         slot, adapter = self._find(name)
         if adapter is None:
             raise OptionError(f"{name} is a model, not an adapter, and stays.")
-        with self._lock:
-            left = {key: path for key, path in slot.source.adapters.items() if key != name}
-            slot.source = replace(slot.source, adapters=left)
-            root = slot.root
-            if root:
-                root.views.pop(name, None)
-        if root:
-            await asyncio.to_thread(root.served.engine.adapters.unload, name)
+        await asyncio.wrap_future(self._submit(self._remove, slot, name))
 
     # Operation
 
@@ -230,12 +226,6 @@ class Models:
                 if root and not root.users and slot.idle is not None and now - root.used >= slot.idle:
                     log.info("unloaded %s, which was idle", slot.source.name)
                     self._retire(slot)
-
-    def drain(self, seconds: float) -> None:
-        """Waits until the engines have nothing to do, at most so long; they take nothing new."""
-        end = self._clock() + seconds
-        for served in self.loaded():
-            served.engine.drain(max(0.0, end - self._clock()))
 
     def close(self) -> None:
         """Lets go of everything at once."""
@@ -336,15 +326,44 @@ class Models:
         else:
             self._worker.submit(_close, root.served)
 
+    def _check_free(self, name: str) -> None:
+        if any(name in slot.source.names for slot in self._slots):
+            raise OptionError(f"The name {name} is taken. Unload that adapter first, or choose another name.")
+
     # Loading, on the worker's thread
+
+    def _submit(self, work: Callable[..., T], *of: Any) -> Future[T]:
+        with self._lock:
+            if self._closed:
+                raise CapacityError("The server is shutting down and loads nothing more.")
+            return self._worker.submit(work, *of)
 
     def _come(self, slot: _Slot) -> Future[None]:
         """The load of a slot that is under way, or begins now."""
-        if self._closed:
-            raise CapacityError("The server is shutting down and loads no more models.")
         if slot.coming is None:
-            slot.coming = self._worker.submit(self._bring, slot)
+            slot.coming = self._submit(self._bring, slot)
         return slot.coming
+
+    def _add(self, slot: _Slot, name: str, path: str, place: Path) -> bool:
+        """Loads an adapter; False where its model was just let go of."""
+        self._check_free(name)
+        root = slot.root
+        if root is None:
+            return False
+        root.served.engine.adapters.load(name, place)
+        with self._lock:
+            slot.source = replace(slot.source, adapters={**slot.source.adapters, name: path})
+        return True
+
+    def _remove(self, slot: _Slot, name: str) -> None:
+        with self._lock:
+            self._find(name)
+            left = {key: path for key, path in slot.source.adapters.items() if key != name}
+            slot.source, root = replace(slot.source, adapters=left), slot.root
+            if root:
+                root.views.pop(name, None)
+        if root:
+            root.served.engine.adapters.unload(name)
 
     def _bring(self, slot: _Slot) -> None:
         """Loads a slot's model, or loads it anew; what served before goes on serving where that fails."""
@@ -388,27 +407,35 @@ class Models:
         """Bytes for all models. One model alone may have what the machine gives."""
         if self.settings.memory is not None or len(self._slots) == 1:
             return self.settings.memory
-        free = memory.available()
-        return None if free is None else int(free * 0.9) + self._in_use()
+        free = self._free()
+        return None if free is None else int(free * 0.9)
+
+    def _free(self) -> int | None:
+        """Bytes that are free, or would be without the models that are here."""
+        free, served = memory.available(), [root.served for root in self._roots()]
+        return None if free is None else free + sum(one.size + one.engine.stats().kv_used for one in served)
 
     def _kv_memory(self, facts: Facts) -> int | None:
-        """Bytes for one model's keys and values: an equal part of what the weights of all leave."""
-        budget = self._budget()
-        if self.settings.kv_memory is not None or budget is None:
-            return self.settings.kv_memory
-        weights = sum(slot.facts.size if slot.facts else 0 for slot in self._slots)
-        if weights < budget * 0.8:
-            return (budget - weights) // len(self._slots)
-        return max((budget - facts.size) // 2, 1 << 16)
+        """Bytes for one model's keys and values."""
+        return share(self.settings, facts, sum(map(self._size, self._slots)), self._free())
+
+    def _size(self, slot: _Slot) -> int:
+        """Of its weights; 0 where nobody can tell."""
+        try:
+            return (slot.facts or self._facts(slot)).size
+        except GeodeError:
+            return 0
 
     def _fits(self, slot: _Slot) -> bool:
         facts, budget = slot.facts or self._facts(slot), self._budget()
         return budget is None or self._in_use() + facts.size + (self._kv_memory(facts) or 0) <= budget
 
     def _in_use(self) -> int:
+        return sum(root.served.reserved for root in self._roots())
+
+    def _roots(self) -> list[_Root]:
         with self._lock:
-            roots = [slot.root for slot in self._slots if slot.root]
-            return sum(root.served.held for root in (*roots, *self._retired))
+            return [*(slot.root for slot in self._slots if slot.root), *self._retired]
 
     def _make_room(self, slot: _Slot, need: int) -> None:
         """Lets go of idle models, the longest unused first, until so many bytes are free of the budget."""
@@ -444,11 +471,11 @@ def _last_used(slot: _Slot) -> float:
 
 
 def _full(name: str) -> CapacityError:
-    problem = CapacityError(
-        f"{name} is not loaded, and the memory for models is taken by others that are answering. Try again in a moment."
+    return CapacityError(
+        f"{name} is not loaded, and the memory for models is taken by others that are answering. Try again in a "
+        "moment.",
+        RETRY,
     )
-    problem.__dict__.update(retry_after=RETRY, status=503)
-    return problem
 
 
 def _close(served: Served) -> None:

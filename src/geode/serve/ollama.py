@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from fastapi import APIRouter, Request
 from pydantic import BeforeValidator, Field
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from .. import __version__
@@ -485,10 +486,17 @@ def _parameters(card: Card) -> int:
 
 
 def _kept(name: str, keep: str | float | None, request: Request) -> str:
-    """The model that is meant, once it is noted how long it stays; 0 lets go of it after this request."""
-    models = models_of(request)
-    found = _name(name, models)
-    models.keep(found, settings_of(request).idle if keep is None else _seconds(keep))
+    """The model that is meant, once it is noted how long it stays; 0 lets go of it after this request.
+
+    A server that is not private keeps it no shorter than its own setting says.
+    """
+    models, settings = models_of(request), settings_of(request)
+    found, seconds = _name(name, models), settings.idle if keep is None else _seconds(keep)
+    if not settings.private:
+        if seconds == 0 and keep is not None:
+            raise HTTPException(403, "keep_alive must be more than 0: others use the model, too, and it stays.")
+        seconds = None if seconds is None or settings.idle is None else max(seconds, settings.idle)
+    models.keep(found, seconds)
     return found
 
 

@@ -15,6 +15,7 @@ from .loading import Facts
 from .settings import Settings
 
 LENGTHS = (512, 2048, 8192, 32768, 131072)  # tokens
+CROWDED = 0.8  # part of the memory that weights may take before models take turns
 
 
 @dataclass(frozen=True)
@@ -53,20 +54,23 @@ class Planned:
 
 
 def plans(settings: Settings, facts: Mapping[str, Facts]) -> list[Planned]:
-    """For each model of the settings; all of them have equal parts of what the weights leave."""
-    share = _share(settings, sum(each.size for each in facts.values()))
-    return [_planned(name, each, settings, share) for name, each in facts.items()]
+    """For each model of the settings."""
+    weights, free = sum(each.size for each in facts.values()), memory.available()
+    return [_planned(name, each, settings, share(settings, each, weights, free)) for name, each in facts.items()]
 
 
-def _share(settings: Settings, weights: int) -> int | None:
-    """Bytes for one model's keys and values; None: the system does not say what is free."""
+def share(settings: Settings, facts: Facts, weights: int, free: int | None) -> int | None:
+    """Bytes for one model's keys and values, as far as they are of use: an equal part of what the weights of all leave
+    of the memory that is given, or of half of what is `free`. None: the system does not say what that is."""
     if settings.kv_memory is not None:
         return settings.kv_memory
-    free = memory.available()
-    budget = settings.memory if settings.memory is not None else None if free is None else free // 2
+    budget, count = free if settings.memory is None else settings.memory, len(settings.models)
     if budget is None:
         return None
-    return max(0, budget - (weights if settings.memory is not None else 0)) // len(settings.models)
+    if count > 1 and weights > CROWDED * budget:  # they take turns
+        weights, count = facts.size, 2
+    left = max(0, budget - weights) // count // (2 if settings.memory is None else 1)
+    return min(left, engine.useful(facts.config, facts.kv_type, settings.step_tokens)) if facts.kv_type else left
 
 
 def _planned(name: str, facts: Facts, settings: Settings, share: int | None) -> Planned:
@@ -74,10 +78,9 @@ def _planned(name: str, facts: Facts, settings: Settings, share: int | None) -> 
     empty = Planned(name, facts.size, 0, kind, config.context, 0, ())
     if not kind or share is None:
         return replace(empty, problem="Only the native engine has pages, of which a plan can be made.")
-    most = share if settings.kv_memory is not None else min(share, engine.useful(config, kind, settings.step_tokens))
     try:
         found = [
-            engine.plan(config, facts.size, kind, facts.size + most, length, settings.step_tokens)
+            engine.plan(config, facts.size, kind, facts.size + share, length, settings.step_tokens)
             for length in sorted({min(length, config.context) for length in (*LENGTHS, config.context)})
         ]
     except CapacityError as problem:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from httptools import HttpParserError
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .settings import Settings
@@ -25,7 +26,8 @@ def protocol(settings: Settings) -> type[asyncio.Protocol]:
         """A request's headers are whole within `patience` seconds and `HEADERS` bytes."""
 
         _timer: asyncio.TimerHandle | None = None
-        _seen = 0
+        _seen = 0  # bytes since the request began, until its headers are whole
+        _size = 0  # bytes of its headers
         _whole = False
 
         def connection_made(self, transport: Any) -> None:
@@ -48,13 +50,25 @@ def protocol(settings: Settings) -> type[asyncio.Protocol]:
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
-            self._whole, self._seen = False, 0
+            self._whole, self._seen, self._size = False, 0, 0
             self._wait()
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            self._size += len(name) + len(value) + 4
+            if self._size > HEADERS:  # they came all at once
+                raise HttpParserError
+            super().on_header(name, value)
 
         def on_headers_complete(self) -> None:
             self._whole = True
             self._come()
             super().on_headers_complete()
+
+        def send_400_response(self, msg: str) -> None:
+            if self._size > HEADERS:
+                self._end(LARGE)
+            else:
+                super().send_400_response(msg)
 
         def _wait(self) -> None:
             self._come()

@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
@@ -112,6 +113,7 @@ class Tokens:
     """Tokens as text and bytes, for one tokenizer."""
 
     def __init__(self, served: Served):
+        self._served = served
         self._tokenizer: Any = served.local.tokenizer
         self._begun: dict[int, bytes] = {}
 
@@ -127,6 +129,10 @@ class Tokens:
         """The same as text: U+FFFD for a part of a character."""
         return self.raw(token).decode("utf-8", "replace")
 
+    def reader(self) -> Reader:
+        """For the places of tokens in the text that they spell."""
+        return Reader(self._tokenizer)
+
     def logprobs(self, found: Sequence[Logprob]) -> bytes:
         """JSON as in chat completions: all generated tokens, an end token included, each with its id."""
         return b'{"content":[' + b",".join(map(self._entry, found)) + b'],"refusal":null}'
@@ -139,8 +145,34 @@ class Tokens:
         begun = self._begun.get(token)
         if begun is None:
             facts = {"id": token, "token": self.text(token), "bytes": list(self.raw(token))}
+            facts |= {"special": True} if token in self._special else {}
             begun = self._begun[token] = dumps(facts)[:-1] + b',"logprob":'
         return begun + b"%.6g" % finite(logprob)
+
+    @cached_property
+    def _special(self) -> frozenset[int]:
+        """Control tokens, and those that end an answer: no text shows them."""
+        kept: dict[str, Any] = self._served.kept
+        if "special" not in kept:
+            control: dict[str, int] = getattr(self._tokenizer, "control", {})
+            kept["special"] = frozenset(control.values()) | self._served.local.ends
+        special: frozenset[int] = kept["special"]
+        return special
+
+
+class Reader:
+    """Where in a text each of its tokens begins: what does not show takes no place."""
+
+    def __init__(self, tokenizer: Any):
+        self._stream = tokenizer.stream() if tokenizer is not None else None
+        self._at = 0
+
+    def read(self, token: int) -> int:
+        """Characters before this token, which follows those that were read."""
+        at = self._at
+        if self._stream is not None:
+            self._at += len(self._stream.push(token))
+        return at
 
 
 def finite(logprob: float) -> float:

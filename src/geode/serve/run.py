@@ -12,7 +12,7 @@ import math
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CapacityError, MissingExtra, OptionError
@@ -61,6 +61,7 @@ class Server:
             access_log=False,
             server_header=False,
             proxy_headers=False,
+            backlog=BACKLOG,
             timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=math.ceil(settings.drain),
             ssl_certfile=settings.tls_cert,
@@ -83,7 +84,8 @@ class Server:
 
     def run(self) -> None:
         """Serves until SIGTERM or SIGINT; then takes nothing new, lets what runs end, and returns."""
-        asyncio.run(self.serve(signals=True))
+        with asyncio.Runner(loop_factory=_loop()) as runner:
+            runner.run(self.serve(signals=True))
 
     async def serve(self, signals: bool = False) -> None:
         """The same on this event loop. Raises what went wrong while models were loaded."""
@@ -118,7 +120,7 @@ class Server:
     @contextlib.contextmanager
     def background(self) -> Iterator[str]:
         """Serves on a thread of its own while the block runs; its address."""
-        loop = asyncio.new_event_loop()
+        loop = _loop()()
         failed: list[BaseException] = []
 
         def work() -> None:
@@ -164,6 +166,16 @@ def _check_adapters(named: Any) -> None:
         place = loading.place(path)
         if not adapters.claims(place):
             raise OptionError(f"The adapter {name} is to be at {path}, and that is no LoRA adapter.")
+
+
+def _loop() -> Callable[[], asyncio.AbstractEventLoop]:
+    """What makes an event loop: uvloop, where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    made: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return made
 
 
 def _bind(settings: Settings) -> socket.socket:

@@ -361,8 +361,6 @@ class CompletionBody(Sampling, Formatted, Neutral):
             raise ValueError("best_of can only be what n is: all answers are returned")
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options goes with stream: true only")
-        if self.echo and self.logprobs is not None and (self.logprobs or self.stream):
-            raise ValueError("echo with logprobs gives no alternatives and no stream: send logprobs: 0, stream: false")
         if self.max_tokens == 0 and not self.echo:
             raise ValueError("max_tokens can be 0 only with echo")
         return self

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,7 @@ class Settings:
     cors          origins whose pages may call it; "*": any
     vertex        routes of Vertex AI's contract with a container
     truncate      cut prompts that are too long, and say so; else they are refused
+    adapter_dirs  requests may load adapters that lie below these, and unload them; see `private`
     loading       further options of `lm.open`: on, dtype, threads, kv_type, quantize, check
     """
 
@@ -93,6 +94,7 @@ class Settings:
     tls_key: Path | None = None
     page: bool = True
     truncate: bool = False
+    adapter_dirs: tuple[Path, ...] = ()
     log_prompts: bool = False
     log_format: str = "text"
     traces: bool = False
@@ -114,9 +116,28 @@ class Settings:
         return is_loopback(self.host)
 
     @property
+    def private(self) -> bool:
+        """Whether nobody but who sits at this machine can ask: then requests may name any of its files, and unload
+        models. With keys, names and origins it is meant for others, though they may come by way of this machine."""
+        return self.loopback and not (self.keys or self.cors or any(not is_loopback(host) for host in self.hosts))
+
+    def may_load(self, path: str) -> bool:
+        """Whether a request may name an adapter by this path: any on a private server, else one in `adapter_dirs`."""
+        try:
+            return self.private or _is_below(Path(path), self.adapter_dirs)
+        except (OSError, ValueError):  # no path at all
+            return False
+
+    @property
     def url(self) -> str:
         shown = f"[{self.host}]" if ":" in self.host else self.host
         return f"http{'s' if self.tls_cert else ''}://{shown}:{self.port}"
+
+
+def _is_below(path: Path, folders: tuple[Path, ...]) -> bool:
+    """Whether a path leads, links followed, to something that exists below one of the folders."""
+    place = path.resolve(strict=True)
+    return any(place.is_relative_to(folder.resolve()) for folder in folders)
 
 
 def is_loopback(host: str) -> bool:
@@ -238,6 +259,9 @@ def _check_choices(settings: Settings) -> None:
         raise OptionError(f"log_format must be text or json; got {settings.log_format!r}.")
     if settings.cache_dir is not None and settings.cache_dir.exists() and not settings.cache_dir.is_dir():
         raise OptionError(f"cache_dir {settings.cache_dir} is no directory.")
+    for folder in settings.adapter_dirs:
+        if not folder.is_dir():
+            raise OptionError(f"There is no directory {folder} to take adapters from.")
     if settings.traces:
         from importlib.util import find_spec
 
@@ -250,6 +274,3 @@ def _check_loading(loading: Mapping[str, Any]) -> None:
     for name in loading:
         if name not in known:
             raise OptionError(f"A model is loaded with {', '.join(known)}; there is no option {name!r}.")
-
-
-SETTINGS = tuple(field.name for field in fields(Settings))

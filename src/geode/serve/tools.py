@@ -101,41 +101,43 @@ class Tools:
         silent = frozenset(tokenizer.control.values()) - self.marks
         return StreamDecoder(lambda token: b"" if token in silent else tokenizer.piece(token))
 
-    def parser(self, tools: Iterable[Tool]) -> Parser:
+    def parser(self, tools: Iterable[Tool], choice: str = "auto") -> Parser:
         """Reads the calls of these tools in one answer."""
-        return Parser(tool.name for tool in tools)
+        return Parser((tool.name for tool in tools), must=choice != "auto")
 
     def format(
         self, tools: Sequence[Tool], choice: str = "auto", parallel: bool = True, answer: Format | None = None
     ) -> Format | None:
         """What an answer must look like: with a call where one is required or named; else strict tools' calls follow
-        their schemas, and `answer` is the format of an answer without a call. None where any text will do.
+        their schemas, there is no second call unless `parallel`, and `answer` is the format of an answer without any.
+        None where any text will do.
 
         Raises OptionError for a choice that is no tool, and for a strict tool whose schema cannot be enforced.
         """
         if choice == "none":
             return answer
         chosen = _chosen(tools, choice)
-        if choice == "auto" and answer is None and not any(tool.strict for tool in chosen):
+        if choice == "auto" and answer is None and parallel and not any(tool.strict for tool in chosen):
             return None
         rules = _Rules(self.way, self._marks, chosen, parallel)
         return Grammar(rules.free(answer) if choice == "auto" else rules.required())
 
 
 class Parser:
-    """Turns what a model writes into events of answer 0, however its text is cut."""
+    """Turns what a model writes into events of answer 0, however its text is cut. `must`: it writes calls only."""
 
-    def __init__(self, names: Iterable[str]):
+    def __init__(self, names: Iterable[str], must: bool = False):
         self._reader = CallReader(frozenset(names))
+        self._must = must
         self._calls = 0
 
     def push(self, text: str) -> list[Event]:
         """What is certain now."""
         return [self._event(part) for part in self._reader.push(text)]
 
-    def finish(self) -> list[Event]:
-        """The rest: no more text will come."""
-        return [self._event(part) for part in self._reader.finish()]
+    def finish(self, cut: bool = False) -> list[Event]:
+        """The rest: no more text will come. `cut`: it broke off, and what only began to be a call is left out."""
+        return [self._event(part) for part in self._reader.finish(cut, self._must)]
 
     def _event(self, part: Part) -> Event:
         if isinstance(part, str):

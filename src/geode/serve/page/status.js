@@ -52,13 +52,13 @@ export class Status {
   }
 }
 
-function card({ id, loaded, max_model_len: context, stats, bytes_held: held }) {
+function card({ id, loaded, max_model_len: context, stats, bytes_held: held, bytes_reserved: reserved }) {
   const rows = [
     ["State", loaded ? "loaded" : "on demand"],
     ["Running", stats?.running],
     ["Waiting", stats?.waiting],
     ["Context", tokens(context)],
-    ["Memory", held && `${(held / 2 ** 30).toFixed(2)} GiB`],
+    ["Memory", held && `${gib(held)} of at most ${gib(reserved)} GiB`],
     ["Answered", tokens(stats?.generated_tokens)],
     ["Read", tokens(stats?.prompt_tokens)],
     ["From memory", tokens(stats?.cached_tokens)],
@@ -67,6 +67,7 @@ function card({ id, loaded, max_model_len: context, stats, bytes_held: held }) {
   return el("section", { class: "status-model" }, el("h3", {}, id), el("dl", {}, list), stats && pages(stats));
 }
 
+const gib = (bytes) => (bytes / 2 ** 30).toFixed(2);
 const tokens = (count) => (Number.isFinite(count) ? `${count.toLocaleString("en")} tokens` : undefined);
 
 function duration(seconds) {
