@@ -66,7 +66,7 @@ class Server:
 
     def __init__(self, name: str, command: Sequence[str], port: int):
         self.name, self.port = name, port
-        self.said = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would stop it when it is full
+        self.said = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would stop it when it is full  # noqa: SIM115
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=self.said)
 
     def ready(self, seconds: float = 120) -> None:
