@@ -75,7 +75,7 @@ class Bench:
 
     def bound(self, schema: Any, ids: Sequence[int]) -> Any:
         options = self.options(max_tokens=self.tokens)
-        constraint = self.bind(JsonSchema(schema))()
+        constraint = self.bind(JsonSchema(schema), self.tokens)()
         return self.engine.generate(Request(ids=ids, options=options, constraint=constraint, speculate=False))
 
     def free(self, tokens: int, ids: Sequence[int]) -> Any:

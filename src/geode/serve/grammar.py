@@ -25,6 +25,7 @@ import numpy as np
 from ..engine.request import Constraint
 from ..errors import MissingExtra, OptionError
 from .ask import Ask, Format, JsonObject, JsonSchema, Regex
+from .closing import Closing, Marks
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -85,17 +86,23 @@ def constraint_for(served: Served, ask: Ask) -> Callable[[], Constraint] | None:
     if format is None:
         return None
     local = served.local
-    return guide(local._tokenizer("keep to a format"), local.config.vocab, local.ends, format)
+    tokenizer = local._tokenizer("keep to a format")
+    return guide(tokenizer, local.config.vocab, local.ends, format, ask.options.max_tokens)
 
 
-def guide(tokenizer: Tokenizer, vocab: int, ends: Collection[int], format: Format) -> Callable[[], Constraint]:
-    """What makes a fresh constraint for each answer. `vocab`: rows of the logits; `ends`: the end tokens.
+def guide(
+    tokenizer: Tokenizer, vocab: int, ends: Collection[int], format: Format, room: int | None = None
+) -> Callable[[], Constraint]:
+    """What makes a fresh constraint for each answer. `vocab`: rows of the logits; `ends`: the end tokens; `room`: how
+    many tokens an answer may have: JSON is brought to its end before.
 
     The first call for a tokenizer takes a second or two, for 262,144 tokens, the first for a format up to one; call it
     where nothing waits. Raises OptionError for a format that cannot be enforced, MissingExtra without llguidance.
     """
     words = vocabulary(tokenizer, vocab, ends)
     first = words.compiled(source_of(format))
+    if room is not None and isinstance(format, JsonObject | JsonSchema):
+        return lambda: Closing(_Guided(words, first.deep_copy()), words.marks, room)
     return lambda: _Guided(words, first.deep_copy())
 
 
@@ -183,7 +190,8 @@ class Vocabulary:
     def __init__(self, tokenizer: Tokenizer, vocab: int, ends: Collection[int]):
         self.size = vocab
         self.ends = frozenset(ends)
-        self._tokens, self.chosen = _tokens(tokenizer, vocab, sorted(ends))
+        self._tokens, self.chosen, pieces = _tokens(tokenizer, vocab, sorted(ends))
+        self.marks = Marks(pieces, vocab, ends)
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
         self._lock = Lock()
 
@@ -275,12 +283,11 @@ class _Words:
         self._encode = tokenizer.encode
         self.eos_token_id = ends[0]
         control = frozenset(getattr(tokenizer, "control", {}).values()) | frozenset(ends)
-        self._pieces = [tokenizer.piece(i) for i in range(min(tokenizer.size, vocab))]
+        self.pieces = [tokenizer.piece(i) for i in range(min(tokenizer.size, vocab))]
         self.chosen = self._choices(control, vocab)
         # A byte that no text has sets control tokens apart. Empty pieces are never chosen.
         self.tokens = [
-            b"\xff" + piece if i in control else piece if self.chosen[i] else b""
-            for i, piece in enumerate(self._pieces)
+            b"\xff" + piece if i in control else piece if self.chosen[i] else b"" for i, piece in enumerate(self.pieces)
         ]
         self.tokens += [b""] * (vocab - len(self.tokens))
 
@@ -290,7 +297,7 @@ class _Words:
         ids = self._encode(f"{BEFORE}{data.decode('utf-8', 'replace')}", bos=False)
         before = self._encode(BEFORE, bos=False)
         found = ids[len(before) :]
-        if ids[: len(before)] == before and b"".join(map(self._pieces.__getitem__, found)) == data:
+        if ids[: len(before)] == before and b"".join(map(self.pieces.__getitem__, found)) == data:
             return found
         return [self._ids[byte] for byte in (data[i : i + 1] for i in range(len(data)))]
 
@@ -300,7 +307,7 @@ class _Words:
         chosen = np.zeros(vocab, bool)
         self._ids: dict[bytes, int] = {}
         twice: set[bytes] = set()
-        for i, piece in enumerate(self._pieces):
+        for i, piece in enumerate(self.pieces):
             if i not in control and piece:
                 if piece in self._ids:
                     twice.add(piece)
@@ -317,12 +324,12 @@ _vocabularies: WeakKeyDictionary[Any, dict[tuple[int, frozenset[int]], Vocabular
 _lock = Lock()
 
 
-def _tokens(tokenizer: Tokenizer, vocab: int, ends: list[int]) -> tuple[LLTokenizer, np.ndarray]:
-    """What llguidance makes of a vocabulary, and bool (V,): the ids that a format may hold."""
+def _tokens(tokenizer: Tokenizer, vocab: int, ends: list[int]) -> tuple[LLTokenizer, np.ndarray, list[bytes]]:
+    """What llguidance makes of a vocabulary, bool (V,): the ids that a format may hold, and the bytes of each."""
     if not ends:
         raise OptionError("A format cannot be enforced on a model without an end token: its answer would never end.")
     words = _Words(tokenizer, vocab, ends)
-    return _library().LLTokenizer(words, n_vocab=vocab, eos_token=ends), words.chosen
+    return _library().LLTokenizer(words, n_vocab=vocab, eos_token=ends), words.chosen, words.pieces
 
 
 def _library() -> Any:

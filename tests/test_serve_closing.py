@@ -1,0 +1,75 @@
+"""JSON that is brought to its end before its tokens run out, whoever chooses them."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import numpy as np
+import pytest
+
+jsonschema_rs = pytest.importorskip("jsonschema_rs")
+pytest.importorskip("llguidance")
+
+from test_serve_grammar import BYTES, PADDED, PIECES  # noqa: E402
+
+from geode.serve.ask import JsonObject, JsonSchema  # noqa: E402
+from geode.serve.grammar import guide  # noqa: E402
+
+TREE = {
+    "$defs": {
+        "node": {
+            "type": "object",
+            "properties": {"value": {"type": "integer"}, "below": {"type": "array", "items": {"$ref": "#/$defs/node"}}},
+            "required": ["value", "below"],
+            "additionalProperties": False,
+        }
+    },
+    "$ref": "#/$defs/node",
+}
+TEXTS = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "tags": {"type": "array", "items": {"type": "string"}}},
+    "required": ["name", "tags"],
+}
+
+
+def written(words: object, schema: object, room: int, seed: int, eager: str) -> str:
+    """An answer by someone who would rather write `eager` than end."""
+    format = JsonObject() if schema is None else JsonSchema(schema)  # type: ignore[arg-type]
+    found = guide(words, PADDED, words.ends, format, room)()  # type: ignore[attr-defined, arg-type]
+    draw, tokens = random.Random(seed), []
+    while len(tokens) < room:
+        mask = found.mask()
+        assert mask is not None
+        ids = np.flatnonzero(mask).tolist()
+        liked = [i for i in ids if i not in words.ends and eager in words.decode([i])]  # type: ignore[attr-defined]
+        token = draw.choice(liked or [i for i in ids if i not in words.ends] or ids)  # type: ignore[attr-defined]
+        assert found.allows(token)
+        found.accept(token)
+        if token in words.ends:  # type: ignore[attr-defined]
+            return str(words.decode(tokens))  # type: ignore[attr-defined]
+        tokens.append(token)
+    return str(words.decode(tokens))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("eager", ["{", "7", "a", ""])
+@pytest.mark.parametrize("schema", [TREE, TEXTS, None], ids=["tree", "texts", "any"])
+@pytest.mark.parametrize("words", [BYTES, PIECES], ids=["bytes", "pieces"])
+def test_what_is_cut_short_is_whole(words: object, schema: object, eager: str) -> None:
+    for seed in range(4):
+        text = written(words, schema, 400, seed, eager)
+        found = json.loads(text)
+        if schema is not None:
+            jsonschema_rs.validator_for(schema).validate(found)
+
+
+def test_nothing_changes_while_there_is_room() -> None:
+    free = guide(BYTES, PADDED, BYTES.ends, JsonSchema(TREE))()
+    bound = guide(BYTES, PADDED, BYTES.ends, JsonSchema(TREE), 400)()
+    for byte in b'{"value": 12, "below": [{"value": 3':
+        (token,) = BYTES.encode(chr(byte), bos=False)
+        assert np.array_equal(free.mask(), bound.mask())  # type: ignore[arg-type]
+        free.accept(token)
+        bound.accept(token)
+    assert free.forced() == bound.forced()
