@@ -16,7 +16,7 @@ import pytest
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-TESTS = ("test_native.py", "test_kernels.py", "test_head.py")
+TESTS = ("test_native.py", "test_kernels.py", "test_head.py", "test_engine_adapters.py")
 WHOLE_PROCESSES = "fork or imports_no_framework or peak_memory"  # they run the installed extension
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("sanitizers")]

@@ -285,6 +285,15 @@ def test_clients_that_do_not_read(live: Live) -> None:
     idle(live, "tiny")
 
 
+def test_many_texts_in_one_request_do_not_fill_the_queue() -> None:
+    with serving({"tiny": tiny()}, waiting=3, running=2) as small:
+        found = HTTP.post(f"{small.url}/v1/embeddings", json={"input": [f"text {i}" for i in range(300)]})
+        assert found.status_code == 200 and len(found.json()["data"]) == 300
+        found = HTTP.post(f"{small.url}/score", json={"context": "a", "continuation": [f"{i}" for i in range(100)]})
+        assert found.status_code == 200 and len(found.json()["data"]) == 100
+        idle(small, "tiny")
+
+
 # What happens beneath
 
 

@@ -236,7 +236,7 @@ def test_what_is_nested_too_deeply(live: Live) -> None:
 
 def test_adapters_that_cannot_be(live: Live) -> None:
     path = f"{live.url}/v1/load_lora_adapter"
-    refused(HTTP.post(path, json={"lora_name": "a", "lora_path": "no/such/place"}), 400)
+    refused(HTTP.post(path, json={"lora_name": "a", "lora_path": "no/such/place"}), 404)
     refused(HTTP.post(path, json={"lora_name": "tiny", "lora_path": "x"}))
     refused(HTTP.post(path, json={"lora_name": "a"}))
     refused(HTTP.post(f"{live.url}/v1/unload_lora_adapter", json={"lora_name": "zzz"}), 404)

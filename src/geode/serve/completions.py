@@ -18,7 +18,7 @@ from ..engine.request import Scores
 from ..errors import OptionError
 from .answer import Said, gathered
 from .ask import Ask, Ends, Event, Logprob, Spent, Text
-from .http import Events, Json, Running, begin, dumps, models_of, there, who
+from .http import Events, Json, Running, begin, dumps, models_of, promised, there, who
 from .record import current
 from .replies import Reader, Tokens, cut, finite, head, stream, usage
 from .schema import CompletionBody, as_list
@@ -109,12 +109,8 @@ async def _scored(
     if count is None:
         return echoes
     more: dict[str, Any] = {"adapter": served.adapter, "salt": body.cache_salt or "", **who(request)}
-    futures = [served.engine.score(echo.tokens, 1, top=count, **more) for echo in echoes if len(echo.tokens) > 1]
-    try:
-        found = iter([await asyncio.wrap_future(future) for future in futures])
-    finally:
-        for future in futures:
-            future.cancel()
+    asked = ((echo.tokens, 1) for echo in echoes if len(echo.tokens) > 1)
+    found = iter(await promised(served.engine.score, asked, top=count, **more))
     for echo in echoes:
         scores = next(found) if len(echo.tokens) > 1 else NONE
         tops = scores.top or [()] * len(scores.logprobs)

@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from ..errors import ContextError, OptionError
 from .ask import Spent
-from .http import Json, models_of, there, who
+from .http import Json, models_of, promised, there, who
 from .record import current
 from .replies import head
 from .schema import EmbeddingBody, ScoreBody, as_list
@@ -76,11 +76,9 @@ async def _likely(body: ScoreBody, request: Request, served: Served) -> tuple[li
     each = as_list(body.continuation)
     context: Any = body.context
     split = await asyncio.to_thread(lambda: [served.local.split(context, continuation) for continuation in each])
-    asked = who(request)
-    futures = [served.engine.score(ids, start, adapter=served.adapter, **asked) for ids, start in split]
+    scores = await promised(served.engine.score, split, adapter=served.adapter, **who(request))
     data = []
-    for i, ((ids, start), future) in enumerate(zip(split, futures, strict=True)):
-        said = await asyncio.wrap_future(future)
+    for i, ((ids, start), said) in enumerate(zip(split, scores, strict=True)):
         found = {"index": i, "object": "score", "score": sum(said.logprobs), "is_greedy": all(said.greedy)}
         data.append({**found, "tokens": ids[start:], "token_logprobs": said.logprobs})
     return data, sum(len(ids) for ids, _ in split)
@@ -88,13 +86,8 @@ async def _likely(body: ScoreBody, request: Request, served: Served) -> tuple[li
 
 async def _vectors(request: Request, served: Served, inputs: Sequence[Sequence[int]], pooling: str) -> list[np.ndarray]:
     """One vector of length 1 for each input, (D,). None is computed further once the client is gone."""
-    asked = who(request)
-    futures = [served.engine.embed(ids, adapter=served.adapter, pooling=pooling, **asked) for ids in inputs]
-    try:
-        return [_unit(await asyncio.wrap_future(future)) for future in futures]
-    finally:
-        for future in futures:
-            future.cancel()
+    asked = {"adapter": served.adapter, "pooling": pooling, **who(request)}
+    return [_unit(vector) for vector in await promised(served.engine.embed, ((ids,) for ids in inputs), **asked)]
 
 
 def _unit(vector: np.ndarray) -> np.ndarray:

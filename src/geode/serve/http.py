@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 BAD = "invalid_json"
+AT_ONCE = 32  # texts of one request that an engine is given at a time
 GRACE = 5.0  # seconds that the last bytes of a stream have to leave, once its time is up
 log = logging.getLogger("geode.serve")
 
@@ -272,6 +275,35 @@ async def there(request: Request, work: Coroutine[Any, Any, T]) -> T:
     finally:
         task.cancel()
         gone.cancel()
+
+
+async def promised(begin: Callable[..., Future[T]], inputs: Iterable[Sequence[Any]], **options: Any) -> list[T]:
+    """What an engine makes of each input, `begin(*input, **options)`: as many at a time as its queue takes, and none
+    further once nobody waits for them. Raises TooMany where it does not take one."""
+    begun: deque[Future[T]] = deque()
+    found: list[T] = []
+    try:
+        for one in inputs:
+            while len(begun) == AT_ONCE or (next_one := _tried(begin, one, options, alone=not begun)) is None:
+                found.append(await asyncio.wrap_future(begun.popleft()))
+            begun.append(next_one)
+        while begun:
+            found.append(await asyncio.wrap_future(begun.popleft()))
+        return found
+    finally:
+        for left in begun:
+            left.cancel()
+
+
+def _tried(
+    begin: Callable[..., Future[T]], one: Sequence[Any], options: Mapping[str, Any], alone: bool
+) -> Future[T] | None:
+    try:
+        return begin(*one, **options)
+    except TooMany:
+        if alone:
+            raise
+        return None
 
 
 async def _gone(receive: Receive) -> None:

@@ -26,7 +26,20 @@ from ..errors import ModelNotFound, OptionError
 from ..generate import Options
 from .answer import Call, Said, gathered
 from .ask import Ask, CallBegins, CallGoesOn, Ends, Event, Format, JsonObject, JsonSchema, Spent, Text
-from .http import Events, Json, Running, begin, dumps, models_of, ollama_shape, problem_of, settings_of, there, who
+from .http import (
+    Events,
+    Json,
+    Running,
+    begin,
+    dumps,
+    models_of,
+    ollama_shape,
+    problem_of,
+    promised,
+    settings_of,
+    there,
+    who,
+)
 from .record import current
 from .replies import cut
 from .schema import Body, FunctionTool
@@ -385,12 +398,8 @@ async def _vectors(
     """The vectors, how many tokens were read, and how many left out."""
     every = await asyncio.to_thread(lambda: [served.local._ids(text) for text in texts])
     kept = [ids[: served.context] if truncate else ids for ids in every]
-    futures = [served.engine.embed(ids, adapter=served.adapter, **who(request)) for ids in kept]
-    try:
-        vectors = [await asyncio.wrap_future(future) for future in futures]
-    finally:
-        for future in futures:
-            future.cancel()
+    asked = ((ids,) for ids in kept)
+    vectors = await promised(served.engine.embed, asked, adapter=served.adapter, **who(request))
     count, lost = sum(map(len, kept)), sum(map(len, every)) - sum(map(len, kept))
     current().spent(Spent(count, 0, truncated=lost))
     return [(vector / max(float(np.linalg.norm(vector)), 1e-12)).tolist() for vector in vectors], count, lost
