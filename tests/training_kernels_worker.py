@@ -97,7 +97,7 @@ def over_spans() -> Iterator[tuple[str, dict[str, float]]]:
     segments = positions // 70
     for kv, window in ((1, None), (2, 30), (4, None)):
         mask = attention.visible(positions, positions, window, (segments, segments))
-        spans = backend.spans(mask, 64)
+        spans = backend.spans(mask, None, False)
         q, k, v = random(1, 2, 150, 4, 16), random(2, 2, kv, 150, 16), random(3, 2, kv, 150, 16)
 
         def run(q: Any, k: Any, v: Any, spans: Any = None, mask: Any = mask) -> Any:
