@@ -24,4 +24,6 @@ def test_small_steps_say_nothing_and_something_always_goes() -> None:
     assert pace.most == before
     for _ in range(50):
         pace.ran(LEAST, 100.0)
-    assert pace.most == LEAST
+    assert pace.most == LEAST == pace.beside(3)
+    fresh = Pace()
+    assert fresh.beside(10) == fresh.most - 10

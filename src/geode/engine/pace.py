@@ -19,6 +19,10 @@ class Pace:
         self._between = between
         self._seconds: float | None = None
 
+    def beside(self, tokens: int) -> int:
+        """Tokens of prompts that a step takes beside those of texts that are being continued."""
+        return max(LEAST, self.most - tokens)
+
     def ran(self, tokens: int, seconds: float) -> None:
         """A step of so many tokens took so long."""
         if tokens < LEAST:

@@ -82,7 +82,7 @@ class Scheduler:
         turns: list[Turn] = []
         budget = self._next_tokens(turns)
         if turns:
-            budget = min(budget, self._pace.most)
+            budget = min(budget, self._pace.beside(sum(len(turn.part.tokens) for turn in turns)))
         budget = self._prompts(turns, budget)
         self._begin(turns, budget)
         return [turn for turn in turns if turn.sequence.runs]
