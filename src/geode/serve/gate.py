@@ -213,7 +213,10 @@ def _check_once(headers: Headers) -> None:
 
 
 def _check_host(headers: Headers, settings: Settings) -> None:
-    """A page elsewhere may let its own name point to this machine: then the name tells. crypto.stanford.edu/dns"""
+    """A page elsewhere may let its own name point to this machine: then the name tells.
+
+    github.com/nccgroup/singularity/wiki/Preventing-DNS-Rebinding-Attacks
+    """
     known = settings.hosts
     if "*" in known or (not known and not settings.loopback):
         return
