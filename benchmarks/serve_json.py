@@ -76,12 +76,13 @@ class Bench:
     def bound(self, schema: Any, ids: Sequence[int]) -> Any:
         options = self.options(max_tokens=self.tokens)
         constraint = self.bind(JsonSchema(schema), self.tokens)()
-        return self.engine.generate(Request(ids=ids, options=options, constraint=constraint, speculate=False))
+        request = Request(ids=ids, options=options, constraint=constraint, salt="bound", speculate=False)
+        return self.engine.generate(request)
 
     def free(self, tokens: int, ids: Sequence[int]) -> Any:
         never = dict.fromkeys(self.model.ends, float("-inf"))
         options = self.options(max_tokens=tokens, logit_bias=never)
-        return self.engine.generate(Request(ids=ids, options=options, speculate=False))
+        return self.engine.generate(Request(ids=ids, options=options, salt="free", speculate=False))
 
     def timed(self, ask: Any, firsts: Sequence[Any], prompts: Sequence[Sequence[int]], tally: Tally) -> list[Any]:
         begun = time.perf_counter()

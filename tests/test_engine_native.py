@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -314,14 +314,14 @@ def test_a_run_that_fails_ends_the_guilty_only(monkeypatch: pytest.MonkeyPatch) 
 class Only:
     """A constraint: ids of a set, `mask` counted."""
 
-    def __init__(self, allowed: set[int], forced: dict[int, list[int]] | None = None):
-        self.allowed, self.after = allowed, forced or {}
+    def __init__(self, allowed: set[int], forced: dict[int, list[int]] | None = None, size: int = 96):
+        self.allowed, self.after, self.size = allowed, forced or {}, size
         self.said: list[int] = []
         self.masks = 0
 
     def mask(self) -> np.ndarray | None:
         self.masks += 1
-        found = np.zeros(96, bool)
+        found = np.zeros(self.size, bool)
         found[list(self.allowed)] = True
         return found
 
@@ -360,6 +360,23 @@ def test_a_greedy_choice_that_is_allowed_needs_no_mask() -> None:
     free = ask(engine, text(80), max_tokens=30, temperature=0)
     run(engine)
     assert constraint.masks == 0 and heard.tokens == free.tokens
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "F32"])
+@pytest.mark.parametrize("share", [2, 6, 40])
+def test_a_choice_among_few_is_the_choice_among_all(kind: str, share: int) -> None:
+    """Where the likeliest is forbidden, others of the likeliest do, or else all are looked at."""
+    size = 1024
+    config = replace(BLOCKY, vocab=size)
+    engine = over(native.open(config, network(config, kind, 3), threads=1))
+    random.seed(share)
+    for seed in range(8):
+        allowed = set(random.sample(range(size), size // share))
+        given = text(30, seed)
+        few = ask(engine, given, max_tokens=12, temperature=0, constraint=Only(allowed, size=size))
+        whole = ask(engine, given, max_tokens=12, temperature=0, logprobs=0, constraint=Only(allowed, size=size))
+        run(engine)
+        assert few.tokens == whole.tokens and set(few.tokens) <= allowed
 
 
 def test_what_is_forced_needs_no_choice() -> None:

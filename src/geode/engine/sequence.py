@@ -14,13 +14,14 @@ import numpy as np
 
 from ..errors import OptionError
 from ..generate import Piece, Row
-from ..sampling import Candidates, Choice, Need, top_k
+from ..sampling import FEW, Candidates, Choice, Need, top_k
 from .request import Counts, Deliver, Request, Scores, Top
 
 if TYPE_CHECKING:
     from ..tokenizer import Tokenizer
     from .runner import Adapter, Hidden, Runner, Text
 
+RIVALS = 4  # of the likeliest tokens that are looked at where a constraint may forbid the first; more cost time
 AT_ONCE = 16  # rows whose likeliest are looked for together: all of their logits may have to be made
 
 
@@ -127,6 +128,14 @@ class Generation(Progress):
             self.usage.queued_seconds = self.admitted - self.begun
             self.usage.cached_tokens = self.text.cached
 
+    def need(self, vocab: int, ahead: int) -> Need | None:
+        """As `Row.need`; with a constraint the choice may fall on any token, but hardly ever on an unlikely one."""
+        need = self.row.need(vocab, ahead)
+        if self._constraint is None or need is None:
+            return need
+        is_plain = self.row.greedy and not need.ids.size
+        return need._replace(k=RIVALS) if is_plain and need.size >= FEW * RIVALS else None
+
     def take(self, logits: Sequence[np.ndarray | Candidates], drafts: Sequence[int]) -> Generator[int, np.ndarray, int]:
         """Chooses a token by each row, as far as the `drafts` it was run with come true. Returns how many did.
 
@@ -174,7 +183,8 @@ class Generation(Progress):
                 return choice
         mask = self._constraint.mask()
         if mask is not None and isinstance(row, Candidates):
-            row = yield index
+            few = _allowed(row, mask)
+            row = few if few.ids.size else (yield index)
         return self.row.choose(row, mask)
 
     def _add(self, choice: Choice) -> None:
@@ -299,6 +309,13 @@ class Scoring(Progress):
     def fail(self, error: Exception) -> None:
         self.over = True
         _fail(self.future, error)
+
+
+def _allowed(found: Candidates, mask: np.ndarray) -> Candidates:
+    """Those of the `RIVALS` likeliest that a mask, bool (V,), lets through: no other it lets through is likelier."""
+    least = np.partition(found.logits, -RIVALS)[-RIVALS]  # `found` may hold more, and then not all that are as likely
+    kept = mask[found.ids] & (found.logits >= least)
+    return Candidates(found.ids[kept], found.logits[kept], found.size)
 
 
 def gathered(pieces: Iterator[Piece]) -> tuple[str, list[int], str | None]:

@@ -140,10 +140,11 @@ class Stepper:
         needs = []
         for i in asking:
             turn = turns[i]
-            row = turn.sequence.row  # type: ignore[attr-defined]
+            sequence = turn.sequence
+            assert isinstance(sequence, Generation)
             if turn.drafts:
-                row.guess(turn.drafts)
-            needs += [row.need(vocab, ahead) for ahead in range(len(rows[i]))]
+                sequence.row.guess(turn.drafts)
+            needs += [sequence.need(vocab, ahead) for ahead in range(len(rows[i]))]
         flat = [row for i in asking for row in rows[i]]
         is_all = len(flat) == sum(map(len, rows))
         every = iter(self._runner.logits(hidden, None if is_all else flat, needs))
