@@ -388,7 +388,9 @@ def _pieces(pieces: queue.SimpleQueue[Piece | Exception], ticket: Ticket) -> Ite
 
 
 def _failed(error: BaseException) -> BackendError:
-    return BackendError(f"The engine has failed and must be started again: {error!r}.")
+    return BackendError(
+        f"The engine has failed and stopped: {error!r}. Ask again where a server keeps it; else open it anew."
+    )
 
 
 def _closed() -> BackendError:

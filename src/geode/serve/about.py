@@ -21,7 +21,7 @@ from .http import Json, models_of, settings_of
 from .schema import LoadAdapterBody, UnloadAdapterBody
 
 if TYPE_CHECKING:
-    from .models import Card, Models, Served
+    from .models import Card, Served
 
 router = APIRouter()
 BEGUN = time.time()
@@ -65,10 +65,9 @@ async def unload_lora_adapter(body: UnloadAdapterBody, request: Request) -> Resp
 
 
 @router.get("/health", tags=["Operation"])
-async def health(request: Request) -> Response:
-    """Whether the process is alive, and no loaded engine has died."""
-    dead = _dead(models_of(request))
-    return Json({"status": "failed", "models": dead}, 503) if dead else Json({"status": "ok"})
+async def health() -> Response:
+    """Whether the process is alive. A model whose engine failed is loaded anew when it is asked for."""
+    return Json({"status": "ok"})
 
 
 @router.get("/ready", tags=["Operation"])
@@ -76,10 +75,7 @@ async def ready(request: Request) -> Response:
     """Whether a request would be answered now: models are loaded, or will be, and the server is not shutting down."""
     if request.app.state.draining():
         return Json({"status": "draining"}, 503)
-    models = models_of(request)
-    if dead := _dead(models):
-        return Json({"status": "failed", "models": dead}, 503)
-    return Json({"status": "ready"}) if models.ready else Json({"status": "loading"}, 503)
+    return Json({"status": "ready"}) if models_of(request).ready else Json({"status": "loading"}, 503)
 
 
 @router.get("/v1/status", tags=["Operation"])
@@ -98,10 +94,6 @@ async def status(request: Request, check: bool = False) -> Response:
             "models": [_model(card) | engines.get(card.base or card.name, {"stats": None}) for card in cards],
         }
     )
-
-
-def _dead(models: Models) -> list[str]:
-    return [served.name for served in models.loaded() if served.engine.failed is not None]
 
 
 async def _check(served: Served) -> str:

@@ -218,11 +218,11 @@ class Models:
             self.sweep()
 
     def sweep(self) -> None:
-        """Lets go of the models that nobody has asked for long enough."""
+        """Lets go of the models that nobody has asked for long enough, and of those whose engine has failed."""
         with self._lock:
             now = self._clock()
             for slot in self._slots:
-                root = slot.root
+                root = self._working(slot)
                 if root and not root.users and slot.idle is not None and now - root.used >= slot.idle:
                     log.info("unloaded %s, which was idle", slot.source.name)
                     self._retire(slot)
@@ -279,7 +279,7 @@ class Models:
 
     def _taken(self, slot: _Slot, adapter: str | None) -> Lease | None:
         """A lease, where the model is there and its files are those it was read from."""
-        root = slot.root
+        root = self._working(slot)
         if root is None or not self._is_current(slot, root):
             return None
         if adapter is not None and adapter not in slot.source.adapters:
@@ -290,6 +290,13 @@ class Models:
         except BaseException:
             root.users -= 1
             raise
+
+    def _working(self, slot: _Slot) -> _Root | None:
+        """What stands in a slot. One whose engine has failed goes, and is loaded anew for whoever asks next."""
+        if slot.root and slot.root.served.engine.failed is not None:
+            log.warning("unloaded %s, whose engine failed", slot.source.name)
+            self._retire(slot)
+        return slot.root
 
     def _view(self, slot: _Slot, root: _Root, adapter: str | None) -> Served:
         if adapter is None:
