@@ -64,6 +64,25 @@ def test_what_is_cut_short_is_whole(words: object, schema: object, eager: str) -
             jsonschema_rs.validator_for(schema).validate(found)
 
 
+@pytest.mark.parametrize("eager", ["0", "5", "9"])
+@pytest.mark.parametrize("words", [BYTES, PIECES], ids=["bytes", "pieces"])
+def test_numbers_end(words: object, eager: str) -> None:
+    """However long somebody goes on with digits, and beyond a bound in such a way that readers see it."""
+    schema = {"type": "array", "items": {"type": "number", "exclusiveMaximum": -287.5}, "minItems": 3, "maxItems": 3}
+    text = written(words, schema, 1000, 0, eager)
+    found = json.loads(text)
+    jsonschema_rs.validator_for(schema).validate(found)
+    assert len(text) < 3 * 64
+
+
+def test_room_is_kept_for_all_that_is_required() -> None:
+    names = [f"a property of a long name, {i}" for i in range(20)]
+    schema = {"type": "object", "properties": dict.fromkeys(names, {"type": "string"}), "required": names}
+    least = len(json.dumps(dict.fromkeys(names, "")))
+    text = written(BYTES, {"type": "array", "items": schema}, 2 * least, 0, "a")
+    jsonschema_rs.validator_for({"type": "array", "items": schema}).validate(json.loads(text))
+
+
 def test_nothing_changes_while_there_is_room() -> None:
     free = guide(BYTES, PADDED, BYTES.ends, JsonSchema(TREE))()
     bound = guide(BYTES, PADDED, BYTES.ends, JsonSchema(TREE), 400)()
