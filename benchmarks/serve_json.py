@@ -71,7 +71,7 @@ class Bench:
 
     def prompt(self, schema: Any) -> list[int]:
         wish = f"Write a JSON object about a friend of yours. It must follow this schema:\n{json.dumps(schema)}"
-        return self.model._ids([{"role": "user", "content": wish}])
+        return self.model.ids_of([{"role": "user", "content": wish}])
 
     def bound(self, schema: Any, ids: Sequence[int]) -> Any:
         options = self.options(max_tokens=self.tokens)
@@ -108,14 +108,16 @@ def main() -> int:
     bound, free = Tally(), Tally()
     faults: list[str] = []
     schemas = [random_schema(seed) for seed in range(given.schemas)]
-    for start in range(0, len(schemas), given.block):
-        block = schemas[start : start + given.block]
-        prompts = [bench.prompt(schema) for schema in block]
-        answers = bench.timed(bench.bound, block, prompts, bound)
-        bench.timed(bench.free, [answer.usage.completion_tokens for answer in answers], prompts, free)
-        found = [fault(schema, answer) for schema, answer in zip(block, answers, strict=True)]
-        faults += [f"schema {start + i}: {each}" for i, each in enumerate(found) if each]
-        print(f"{start + len(block):5}  bound {bound.speed:7.1f}  free {free.speed:7.1f} tokens/s  {len(faults)} wrong")
+    with bench.engine, bench.pool:
+        for start in range(0, len(schemas), given.block):
+            block = schemas[start : start + given.block]
+            prompts = [bench.prompt(schema) for schema in block]
+            answers = bench.timed(bench.bound, block, prompts, bound)
+            bench.timed(bench.free, [answer.usage.completion_tokens for answer in answers], prompts, free)
+            found = [fault(schema, answer) for schema, answer in zip(block, answers, strict=True)]
+            faults += [f"schema {start + i}: {each}" for i, each in enumerate(found) if each]
+            done = f"bound {bound.speed:7.1f}  free {free.speed:7.1f} tokens/s  {len(faults)} wrong"
+            print(f"{start + len(block):5}  {done}")
     return report(bound, free, faults, len(schemas))
 
 

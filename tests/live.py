@@ -54,6 +54,28 @@ def scripted(answers: Sequence[str] | Callable[[str], str]) -> Fake:
     return fake
 
 
+WEATHER = {
+    "name": "weather",
+    "description": "The weather of a city",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+}
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+
+
+class Forecaster:
+    """What a scripted model says: of the weather, once a call of WEATHER has told it; JSON; else always the same."""
+
+    def __init__(self, hello: str = "Hello."):
+        self.hello = hello
+        self.prompts: list[str] = []
+
+    def __call__(self, prompt: str) -> str:
+        self.prompts.append(prompt)
+        if "weather" in prompt:
+            return "It rains." if "Rain" in prompt.rsplit("user:", 1)[1] else CALL
+        return '{"a": 1}' if "JSON" in prompt else self.hello
+
+
 def tiny(seed: int = 0) -> Local:
     """A native network of random weights, whose tokens are bytes: what it says means nothing, and is always the same."""
     words = tokenizer("<|im_start|>", "<|im_end|>")

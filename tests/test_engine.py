@@ -153,7 +153,7 @@ def test_books_that_do_not_agree_after_an_error_end_the_engine(monkeypatch: pyte
             running.generate(request(fake))
         assert running._thread is not None
         running._thread.join(60)
-        with pytest.raises(BackendError, match="must be started again"):
+        with pytest.raises(BackendError, match="has failed and stopped"):
             running.submit(request(fake), lambda _: None)
         with pytest.raises(AssertionError, match="has failed"):
             running.check()

@@ -7,28 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from live import Live, scripted, serving
+from live import WEATHER, Forecaster, Live, scripted, serving
 
 anthropic = pytest.importorskip("anthropic")
 httpx = pytest.importorskip("httpx")
 
-WEATHER = {
-    "name": "weather",
-    "description": "The weather of a city",
-    "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-}
-CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
-prompts: list[str] = []
-
-
-def says(prompt: str) -> str:
-    """Calls a tool until there is a result; else tells how long it was."""
-    prompts.append(prompt)
-    if "weather" in prompt:
-        return "It rains." if "Rain" in prompt.rsplit("user:", 1)[1] else CALL
-    if "JSON" in prompt:
-        return '{"a": 1}'
-    return "Hello, friend. Bye."
+TOOL = {"name": "weather", "description": WEATHER["description"], "input_schema": WEATHER["parameters"]}
+says = Forecaster("Hello, friend. Bye.")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +39,7 @@ def test_an_answer(client: Any) -> None:
     assert (found.stop_reason, found.stop_sequence) == ("end_turn", None)
     assert found.usage.output_tokens == len("Hello, friend. Bye.") + 1  # and the end
     assert found._request_id.startswith("req_")
-    assert "system: Be kind.\nuser: Hi\nassistant: " in prompts[-1]
+    assert "system: Be kind.\nuser: Hi\nassistant: " in says.prompts[-1]
 
 
 def test_where_an_answer_ends(client: Any) -> None:
@@ -101,18 +86,18 @@ def test_a_stream_gathers_to_the_same_message(client: Any) -> None:
 
 
 def test_a_tool_is_called_and_its_result_read(client: Any) -> None:
-    first = ask(client, "What is the weather in Oslo?", tools=[WEATHER])
+    first = ask(client, "What is the weather in Oslo?", tools=[TOOL])
     assert first.stop_reason == "tool_use"
     call = first.content[-1]
     assert (call.type, call.name, call.input) == ("tool_use", "weather", {"city": "Oslo"})
     result = {"type": "tool_result", "tool_use_id": call.id, "content": [{"type": "text", "text": "Rain"}]}
-    then = ask(client, "What is the weather in Oslo?", first.content, [result], tools=[WEATHER])
+    then = ask(client, "What is the weather in Oslo?", first.content, [result], tools=[TOOL])
     assert then.content[0].text == "It rains." and then.stop_reason == "end_turn"
 
 
 def test_a_streamed_call(client: Any) -> None:
     turns = [{"role": "user", "content": "What is the weather in Oslo?"}]
-    with client.messages.stream(model="fake", max_tokens=99, messages=turns, tools=[WEATHER]) as stream:
+    with client.messages.stream(model="fake", max_tokens=99, messages=turns, tools=[TOOL]) as stream:
         events = list(stream)
         found = stream.get_final_message()
     parts = [event.partial_json for event in events if event.type == "input_json"]
@@ -124,15 +109,15 @@ def test_a_streamed_call(client: Any) -> None:
 
 def test_a_call_can_be_required(client: Any) -> None:
     for choice in ({"type": "any"}, {"type": "tool", "name": "weather"}):
-        found = ask(client, "weather?", tools=[WEATHER], tool_choice=choice)
+        found = ask(client, "weather?", tools=[TOOL], tool_choice=choice)
         assert found.stop_reason == "tool_use" and found.content[-1].name == "weather"
-    none = ask(client, "Hi", tools=[WEATHER | {"name": "other"}], tool_choice={"type": "none"})
+    none = ask(client, "Hi", tools=[TOOL | {"name": "other"}], tool_choice={"type": "none"})
     assert none.stop_reason == "end_turn"
 
 
 def test_an_answer_can_be_begun(client: Any) -> None:
     ask(client, "Hi", "Once upon")
-    assert prompts[-1].endswith("assistant: Once upon")
+    assert says.prompts[-1].endswith("assistant: Once upon")
 
 
 def test_json_by_a_schema(client: Any) -> None:
@@ -145,7 +130,7 @@ def test_turns_of_one_role_are_one(live: Live) -> None:
     turns = [{"role": "user", "content": "One"}, {"role": "user", "content": "Two"}]
     body = {"model": "fake", "max_tokens": 5, "messages": turns}
     assert httpx.post(f"{live.url}/v1/messages", json=body).status_code == 200
-    assert "user: One\n\nTwo\nassistant: " in prompts[-1]
+    assert "user: One\n\nTwo\nassistant: " in says.prompts[-1]
 
 
 def test_models(client: Any) -> None:
@@ -157,7 +142,7 @@ def test_models(client: Any) -> None:
 def test_tokens_are_counted(client: Any) -> None:
     counted = client.messages.count_tokens(model="fake", messages=[{"role": "user", "content": "Hi"}], system="S")
     assert counted.input_tokens == ask(client, "Hi", system="S").usage.input_tokens
-    more = client.messages.count_tokens(model="fake", messages=[{"role": "user", "content": "Hi"}], tools=[WEATHER])
+    more = client.messages.count_tokens(model="fake", messages=[{"role": "user", "content": "Hi"}], tools=[TOOL])
     assert more.input_tokens > counted.input_tokens
 
 
@@ -168,7 +153,7 @@ BAD = [
     ({"extra_body": {"mcp_servers": []}}, "mcp_servers"),
     ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools"),
     ({"tool_choice": {"type": "any"}}, "tool_choice"),
-    ({"tools": [WEATHER], "tool_choice": {"type": "tool", "name": "none"}}, "tool_choice"),
+    ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "none"}}, "tool_choice"),
     ({"max_tokens": 0}, "max_tokens"),
     ({"temperature": 1.5}, "temperature"),
     ({"messages": []}, "messages"),

@@ -78,7 +78,7 @@ def test_numbers_end(words: object, eager: str) -> None:
 def test_room_is_kept_for_all_that_is_required() -> None:
     """Though the first string would take it all."""
     names = ["a", *(f"a property of a long name, {i}" for i in range(10))]
-    schema = {"type": "object", "properties": dict.fromkeys(names, {"type": "string"}), "required": names}
+    schema = {"type": "object", "properties": {name: {"type": "string"} for name in names}, "required": names}
     least = len(json.dumps(dict.fromkeys(names, "")))
     text = written(BYTES, schema, 2 * least, 0, "a")
     jsonschema_rs.validator_for(schema).validate(json.loads(text))

@@ -14,8 +14,8 @@ from live import scripted
 
 from geode.serve import described
 from geode.serve.app import create_app
-from geode.serve.http import Problem, errors_of
 from geode.serve.models import fixed
+from geode.serve.problems import Problem, errors_of
 from geode.serve.settings import Settings, Source
 
 FUZZ = Path(__file__).parents[1] / "scripts" / "fuzz"

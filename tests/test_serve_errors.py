@@ -126,12 +126,15 @@ def test_the_field_is_named(live: Live, path: str, param: str, body: dict[str, A
     assert param.rsplit(".", maxsplit=1)[-1] in error["message"] or param in error["message"]
 
 
+OTHER = {"type": "function", "function": {"name": "b"}}
 TOGETHER: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, {"max_tokens": 1, "max_completion_tokens": 2}, "max_completion_tokens"),
     (CHAT, {"top_logprobs": 2}, "logprobs"),
     (CHAT, {"stream_options": {"include_usage": True}}, "stream_options"),
     (CHAT, {"tool_choice": "required"}, "tools"),
     (CHAT, {"tools": [{"type": "function", "function": {"name": "a"}}] * 2}, "same name"),
+    (CHAT, {"tools": [{"type": "function", "function": {"name": "a"}}], "tool_choice": OTHER}, "one of the tools"),
+    ("/tokenize", {"messages": HI, "tools": [{"type": "function", "function": {"name": "a"}}] * 2}, "differently"),
     (CHAT, {"repetition_penalty": 1.1, "repeat_penalty": 1.2}, "repeat_penalty"),
     (CHAT, {"grammar": 'start: "a"', "json_schema": {}}, "json_schema and grammar"),
     (CHAT, {"structured_outputs": {"regex": "a", "json": {}}}, "exactly one"),

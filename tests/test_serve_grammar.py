@@ -21,7 +21,9 @@ from geode.tokenizer.spm import SPM
 pytest.importorskip("llguidance")
 jsonschema = pytest.importorskip("jsonschema_rs")
 
-from geode.serve.grammar import MAX_REPEATS, Constraint, check_schema, constraint_for, guide, vocabulary  # noqa: E402
+from geode.serve.exact import exact  # noqa: E402
+from geode.serve.grammar import Constraint, constraint_for, guide, vocabulary  # noqa: E402
+from geode.serve.patterns import MAX_REPEATS  # noqa: E402
 
 
 def sentencepiece() -> SPM:
@@ -232,22 +234,22 @@ def test_schemas_that_refer_to_themselves() -> None:
 
 
 @pytest.mark.parametrize(
-    "keyword", ["not", "if", "uniqueItems", "contains", "dependentRequired", "x-guidance", "made-up"]
+    "keyword", ["not", "if", "uniqueItems", "contains", "unevaluatedItems", "x-guidance", "made-up"]
 )
 def test_keywords_that_would_be_ignored_are_named(keyword: str) -> None:
-    check_schema({"type": "object", "properties": {keyword: {"type": "string"}}, "enum": [{keyword: 1}]})
+    exact({"type": "object", "properties": {keyword: {"type": "string"}}, "enum": [{keyword: 1}]})
     with pytest.raises(OptionError, match=rf"{keyword!r} at /properties/a/items/anyOf/1"):
-        check_schema({"properties": {"a": {"items": {"anyOf": [{}, {keyword: True}]}}}})
+        exact({"properties": {"a": {"items": {"anyOf": [{}, {keyword: 1}]}}}})
 
 
 def test_annotations_are_no_constraints() -> None:
-    check_schema({"title": "T", "description": "d", "default": 1, "x-order": 3, "$comment": "c", "$schema": "s"})
+    exact({"title": "T", "description": "d", "default": 1, "x-order": 3, "$comment": "c", "$schema": "s"})
 
 
 @pytest.mark.parametrize(
     ("schema", "words"),
     [
-        ({"type": "string", "format": "made-up"}, "Unknown format: made-up"),
+        ({"type": "string", "format": "made-up"}, "'made-up' is unknown"),
         ({"$ref": "#/nowhere"}, "/nowhere"),
         ({"$ref": "https://example.org/schema"}, "example.org"),
         ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}, "refers to itself"),
@@ -317,6 +319,114 @@ def test_a_format_that_grows_too_complex_ends_with_an_error() -> None:
         go_on()
 
 
+# Schemas of other hands
+
+
+@pytest.mark.parametrize(
+    ("schema", "wrong"),
+    [
+        ({"type": "object", "properties": {"a": {"type": "integer"}}}, '{"\\u0061":"x"}'),
+        ({"type": "string", "format": "date"}, '"2023-02-29"'),
+        ({"type": "string", "format": "date-time"}, '"1900-02-29T00:00:00Z"'),
+        ({"type": "string", "format": "date", "pattern": "2"}, '"2023-02-29"'),
+        ({"type": "string", "format": "hostname"}, '"xn--X"'),
+        ({"items": [{"type": "integer"}], "allOf": [{}], "additionalItems": False}, "[1, 2]"),
+        ({"type": "string", "pattern": "^.$"}, '"\\r"'),
+        ({"type": "string", "pattern": "^\\s$"}, '"\x85"'),
+        ({"type": "string", "pattern": "^a(\\x01|z)?b$", "minLength": 3}, '"ab"'),
+        ({"type": "integer", "maximum": (1 << 63) - 1}, "9223372036854775808"),
+        ({"propertyNames": {"pattern": "^a"}, "additionalProperties": {"type": "integer"}}, '{"b": 1}'),
+        ({"type": "array", "items": {"enum": [1, 1.0, "a"]}, "uniqueItems": True}, '["a", "a"]'),
+    ],
+)
+def test_what_validators_refuse_is_never_allowed(schema: Any, wrong: str) -> None:
+    assert not takes(JsonSchema(schema), wrong)
+
+
+def test_control_characters_and_large_numbers_are_refused_by_name() -> None:
+    for value in ("nul\x00", ["\x7f"], {"a": 2**53 + 1}, 10**400):
+        with pytest.raises(OptionError, match="'const' at its top"):
+            exact({"const": value})
+    with pytest.raises(OptionError, match=r"'minProperties'.*could come twice"):
+        exact({"additionalProperties": True, "minProperties": 2})
+
+
+TAGGED = {
+    "a": {"type": "object", "properties": {"k": {"const": "a"}, "x": {"type": "integer"}}, "required": ["k"]},
+    "b": {"type": "object", "properties": {"k": {"enum": ["b", "c"]}, "x": {"type": "string"}}, "required": ["k"]},
+    "c": {"type": "object", "properties": {"k": {"const": "d"}}},
+    "d": {"type": "object", "properties": {"k": {"const": "e"}}},
+}
+
+
+def one_of(*schemas: Any, **more: Any) -> JsonSchema:
+    return JsonSchema({"oneOf": list(schemas), "$defs": TAGGED, **more})
+
+
+def ref(name: str) -> dict[str, str]:
+    return {"$ref": f"#/$defs/{name}"}
+
+
+def test_one_of_is_taken_where_no_two_allow_the_same() -> None:
+    tagged = one_of(ref("a"), ref("b"), ref("c"))
+    assert takes(tagged, '{"k": "a", "x": 1}')
+    assert takes(tagged, '{"k": "c", "x": "y"}')
+    assert not takes(tagged, '{"k": "c", "x": 1}')
+    assert takes(one_of(*({"const": i} for i in range(400))), "399")
+    numbers = one_of({"type": "integer", "maximum": 3}, {"type": "number", "exclusiveMinimum": 3}, {"type": "null"})
+    assert takes(numbers, "3.5")
+    with pytest.raises(OptionError, match="'oneOf' at its top, whose schemas 0 and 1 may allow the same"):
+        constraint(one_of(ref("c"), ref("d")))
+
+
+def test_a_discriminator_is_always_written_where_schemas_differ_only_by_it() -> None:
+    tagged = one_of(ref("c"), ref("d"), discriminator={"propertyName": "k"})
+    assert takes(tagged, '{"k": "e"}')
+    assert not takes(tagged, "{}")
+
+
+def test_one_of_several_properties() -> None:
+    either = one_of({"required": ["a"]}, {"required": ["b"]}, properties={"a": {}, "b": {}}, type="object")
+    assert takes(either, '{"a": 1}')
+    assert takes(either, '{"b": 1}')
+    assert not takes(either, '{"a": 1, "b": 1}')
+    assert not takes(either, "{}")
+
+
+def test_words_that_llguidance_does_not_know() -> None:
+    needs = JsonSchema({"properties": {"a": {}, "b": {}}, "dependentRequired": {"a": ["b"]}, "type": "object"})
+    assert [takes(needs, text) for text in ("{}", '{"a":1}', '{"b":1}', '{"a":1,"b":1}')] == [True, False, True, True]
+    names = {"type": "object", "additionalProperties": {"type": "integer"}, "propertyNames": {"enum": ["x", "y"]}}
+    assert takes(JsonSchema(names), '{"y": 1}')
+    assert not takes(JsonSchema(names), '{"z": 1}')
+    closed = JsonSchema({"type": "object", "properties": {"a": {}}, "unevaluatedProperties": False})
+    assert takes(closed, '{"a": 1}')
+    assert not takes(closed, '{"b": 1}')
+    assert takes(JsonSchema({"type": "string", "format": "password", "contentSchema": {}, "nullable": False}), '"p"')
+
+
+def test_references_lead_where_validators_go() -> None:
+    number, text = {"type": "integer"}, {"type": "string"}
+    part = {"$id": "part", "$defs": {"n": number}, "properties": {"v": {"$ref": "#/$defs/n"}}, "type": "object"}
+    schema = {"$id": "https://example.org/", "$ref": "part", "$defs": {"p": part, "n": text}}
+    assert takes(JsonSchema(schema), '{"v": 1}')
+    assert not takes(JsonSchema(schema), '{"v": "1"}')
+    assert takes(
+        JsonSchema({"$ref": "#x", "$defs": {"a/b": {"$anchor": "x", "$ref": "#/$defs/c~1d"}, "c/d": number}}), "1"
+    )
+    with pytest.raises(OptionError, match="'not' at #/x-parts/a"):
+        exact({"$ref": "#/x-parts/a", "x-parts": {"a": {"not": {}}}})
+
+
+@pytest.mark.parametrize(
+    "keyword", ["properties", "oneOf", "$ref", "format", "pattern", "items", "propertyNames", "type"]
+)
+def test_values_of_a_wrong_type_are_refused(keyword: str) -> None:
+    for value in (5, [5], {"a": 5}, None):
+        with pytest.raises(OptionError):
+            constraint(JsonSchema({keyword: value}))
+
+
 # Asks
 
 
@@ -326,17 +436,17 @@ def served(words: Any = BYTES) -> Any:
         template=None,
         ends=words.ends,
         config=SimpleNamespace(vocab=PADDED),
-        _tokenizer=lambda _: words,
+        tokenizer_to=lambda _: words,
     )
     return SimpleNamespace(local=local, kept={})
 
 
 def test_an_ask_is_bound_by_its_format_and_its_tools() -> None:
     tool = Tool("now")
-    assert constraint_for(served(), Ask(model="")) is None
-    assert constraint_for(served(), Ask(model="", tools=[tool])) is None
-    bound = constraint_for(served(), Ask(model="", format=Regex("ab"), tools=[tool], tool_choice="none"))
-    called = constraint_for(served(), Ask(model="", tools=[tool], tool_choice="required"))
+    assert constraint_for(served(), Ask(model=""), 64) is None
+    assert constraint_for(served(), Ask(model="", tools=[tool]), 64) is None
+    bound = constraint_for(served(), Ask(model="", format=Regex("ab"), tools=[tool], tool_choice="none"), 64)
+    called = constraint_for(served(), Ask(model="", tools=[tool], tool_choice="required"), 64)
     assert bound is not None
     assert called is not None
     assert allowed(bound()) == [ord("a")]

@@ -7,29 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from live import Live, scripted, serving, tiny
+from live import WEATHER, Forecaster, Live, scripted, serving, tiny
 
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("fastapi")
 
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "description": "The weather of a city",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-    },
-}
-CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+FUNCTION = {"type": "function", "function": WEATHER}
 HI = [{"role": "user", "content": "Hi"}]
-prompts: list[str] = []
-
-
-def says(prompt: str) -> str:
-    prompts.append(prompt)
-    if "weather" in prompt:
-        return "It rains." if "Rain" in prompt.rsplit("user:", 1)[1] else CALL
-    return '{"a": 1}' if "JSON" in prompt else "Hello."
+says = Forecaster()
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +54,9 @@ def test_a_whole_answer(live: Live) -> None:
 def test_generate(live: Live) -> None:
     parts = lines(live, "generate", model="fake", prompt="Hi", system="Be kind.")
     assert "".join(line["response"] for line in parts) == "Hello."
-    assert prompts[-1].endswith("system: Be kind.\nuser: Hi\nassistant: ")
+    assert says.prompts[-1].endswith("system: Be kind.\nuser: Hi\nassistant: ")
     assert post(live, "generate", model="fake", prompt="Hi", raw=True, stream=False)["response"] == "Hello."
-    assert prompts[-1].endswith("Hi") and "user:" not in prompts[-1]
+    assert says.prompts[-1].endswith("Hi") and "user:" not in says.prompts[-1]
 
 
 def test_options_mean_what_they_say(live: Live) -> None:
@@ -90,14 +75,14 @@ def test_options_mean_what_they_say(live: Live) -> None:
 
 def test_tools(live: Live) -> None:
     turns = [{"role": "user", "content": "What is the weather in Oslo?"}]
-    found = post(live, "chat", model="fake", messages=turns, tools=[WEATHER], stream=False)
+    found = post(live, "chat", model="fake", messages=turns, tools=[FUNCTION], stream=False)
     (call,) = found["message"]["tool_calls"]
     assert call["function"] == {"name": "weather", "arguments": {"city": "Oslo"}}
-    streamed = lines(live, "chat", model="fake", messages=turns, tools=[WEATHER])
+    streamed = lines(live, "chat", model="fake", messages=turns, tools=[FUNCTION])
     told = [line["message"]["tool_calls"] for line in streamed if "tool_calls" in line["message"]]
     assert [each["function"]["arguments"] for each in told[0]] == [{"city": "Oslo"}]
     result = {"role": "tool", "tool_name": "weather", "content": "Rain"}
-    then = post(live, "chat", model="fake", messages=[*turns, found["message"], result], tools=[WEATHER], stream=False)
+    then = post(live, "chat", model="fake", messages=[*turns, found["message"], result], tools=[FUNCTION], stream=False)
     assert then["message"]["content"] == "It rains."
 
 
@@ -159,9 +144,9 @@ def test_a_model_stays_as_long_as_it_is_told() -> None:
     ],
 )
 def test_durations_are_gos(text: Any, seconds: float | None) -> None:
-    from geode.serve.ollama import _seconds
+    from geode.serve.ollama_models import seconds_of
 
-    assert _seconds(text) == seconds
+    assert seconds_of(text) == seconds
 
 
 BAD: list[tuple[str, dict[str, Any], str]] = [

@@ -456,7 +456,7 @@ def test_models(client: Any) -> None:
 
 
 def test_a_stream_that_is_left_frees_its_place(client: Any, live: Live) -> None:
-    gated = live.models._slots[2]
+    gated = live.models.slots.every[2]
     with client.chat.completions.create(model="gated", messages=HI, stream=True) as parts:
         assert next(iter(parts)).choices[0].delta.content.startswith("a")
     assert gated.root is not None
@@ -465,7 +465,7 @@ def test_a_stream_that_is_left_frees_its_place(client: Any, live: Live) -> None:
 
 
 def test_who_hangs_up_before_the_answer_frees_its_place(live: Live) -> None:
-    slot = live.models._slots[2]
+    slot = live.models.slots.every[2]
     assert slot.root is not None
     gate = slot.root.served.local.gate
     gate.clear()

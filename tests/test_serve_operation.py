@@ -388,6 +388,16 @@ def test_models_are_loaded_when_they_are_asked_for() -> None:
     assert world.closed == ["b"]
 
 
+def test_an_answer_that_outlives_the_server_harms_nothing() -> None:
+    world = World({"a": MIB})
+    lease = asyncio.run(world.models.acquire("a"))
+    world.models.close()
+    assert world.closed == ["a"]
+    lease.release()
+    lease.release()
+    assert world.closed == ["a"]
+
+
 def test_the_longest_unused_makes_room() -> None:
     world = World({"a": 4 * MIB, "b": 4 * MIB, "c": 4 * MIB}, memory=10 * MIB)
 
@@ -532,7 +542,7 @@ def test_adapters_come_and_go_one_after_the_other_with_their_models(tmp_path: Pa
 
 
 def test_memory_that_is_short_and_queues_that_are_full_have_their_own_statuses() -> None:
-    from geode.serve.http import problem_of
+    from geode.serve.problems import problem_of
 
     for error, status, wait in (
         (TooMany("Too many.", 2.4), 429, "2"),

@@ -97,7 +97,7 @@ def test_one_client_sends_no_model_away(locked: Live) -> None:
         body = {"model": "fake", "messages": [{"role": "user", "content": "Hi"}], "stream": False, "keep_alive": keep}
         return httpx.post(f"{locked.url}/api/chat", json=body, headers=KEY)
 
-    (slot,) = locked.models._slots
+    (slot,) = locked.models.slots.every
     for keep in (0, "0s"):
         refused = chat(keep)
         assert refused.status_code == 403 and "keep_alive" in refused.json()["error"]

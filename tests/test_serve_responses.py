@@ -7,27 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from live import Live, scripted, serving
+from live import WEATHER, Forecaster, Live, scripted, serving
 
 openai = pytest.importorskip("openai")
 httpx = pytest.importorskip("httpx")
 
-WEATHER = {
-    "type": "function",
-    "name": "weather",
-    "description": "The weather of a city",
-    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-    "strict": False,
-}
-CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
-prompts: list[str] = []
-
-
-def says(prompt: str) -> str:
-    prompts.append(prompt)
-    if "weather" in prompt:
-        return "It rains." if "Rain" in prompt.rsplit("user:", 1)[1] else CALL
-    return '{"a": 1}' if "JSON" in prompt else "Hello."
+FUNCTION = {"type": "function", **WEATHER, "strict": False}
+says = Forecaster()
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +39,7 @@ def test_an_answer(client: Any) -> None:
     assert found.usage.output_tokens == len("Hello.") + 1
     assert found.usage.total_tokens == found.usage.input_tokens + found.usage.output_tokens
     assert found.metadata == {"a": "b"} and found.error is None
-    assert prompts[-1].endswith("system: Be kind.\nuser: Hi\nassistant: ")
+    assert says.prompts[-1].endswith("system: Be kind.\nuser: Hi\nassistant: ")
 
 
 def test_items_are_a_conversation(client: Any) -> None:
@@ -64,7 +50,7 @@ def test_items_are_a_conversation(client: Any) -> None:
         {"role": "user", "content": "Four"},
     ]
     ask(client, items)
-    assert prompts[-1].endswith("system: Brief.\nuser: One two\nassistant: Three\nuser: Four\nassistant: ")
+    assert says.prompts[-1].endswith("system: Brief.\nuser: One two\nassistant: Three\nuser: Four\nassistant: ")
 
 
 def test_streamed_events(client: Any) -> None:
@@ -104,18 +90,18 @@ def test_a_limit_leaves_it_incomplete(client: Any) -> None:
 
 def test_a_tool_is_called_and_its_result_read(client: Any) -> None:
     question = {"role": "user", "content": "What is the weather in Oslo?"}
-    first = ask(client, [question], tools=[WEATHER])
+    first = ask(client, [question], tools=[FUNCTION])
     call = first.output[-1]
     assert (call.type, call.name, json.loads(call.arguments)) == ("function_call", "weather", {"city": "Oslo"})
     result = {"type": "function_call_output", "call_id": call.call_id, "output": "Rain"}
     sent = [item.model_dump(exclude_none=True) for item in first.output]
-    assert ask(client, [question, *sent, result], tools=[WEATHER]).output_text == "It rains."
-    kept = ask(client, [result], previous_response_id=first.id, tools=[WEATHER])
+    assert ask(client, [question, *sent, result], tools=[FUNCTION]).output_text == "It rains."
+    kept = ask(client, [result], previous_response_id=first.id, tools=[FUNCTION])
     assert kept.output_text == "It rains."
 
 
 def test_a_streamed_call(client: Any) -> None:
-    events = list(ask(client, "weather?", tools=[WEATHER], tool_choice="required", stream=True))
+    events = list(ask(client, "weather?", tools=[FUNCTION], tool_choice="required", stream=True))
     parts = [event.delta for event in events if event.type == "response.function_call_arguments.delta"]
     (done,) = [event for event in events if event.type == "response.function_call_arguments.done"]
     assert "".join(parts) == done.arguments and json.loads(done.arguments) == {"city": "Oslo"}
@@ -140,7 +126,7 @@ def test_logprobs(client: Any) -> None:
 def test_what_was_said_is_kept(client: Any) -> None:
     first = ask(client, "First")
     then = ask(client, "Second", previous_response_id=first.id)
-    assert prompts[-1].endswith("user: First\nassistant: Hello.\nuser: Second\nassistant: ")
+    assert says.prompts[-1].endswith("user: First\nassistant: Hello.\nuser: Second\nassistant: ")
     assert then.previous_response_id == first.id
     assert client.responses.retrieve(first.id).output_text == "Hello."
     client.responses.delete(first.id)
@@ -161,9 +147,9 @@ def test_what_is_not_to_be_stored_is_not(client: Any) -> None:
 
 
 def test_what_is_kept_has_a_bound(live: Live, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from geode.serve import responses
+    from geode.serve import responses_store
 
-    monkeypatch.setattr(responses, "KEPT", 3)
+    monkeypatch.setattr(responses_store, "KEPT", 3)
     ids = [ask(client).id for _ in range(4)]
     with pytest.raises(openai.NotFoundError):
         client.responses.retrieve(ids[0])

@@ -56,7 +56,7 @@ def test_texts_and_ids(live: Live, native: Local, text: str) -> None:
 
 
 def test_a_conversation(live: Live, native: Local) -> None:
-    ids = native._ids(HI)
+    ids = native.ids_of(HI)
     assert post(live, "/tokenize", messages=HI)["tokens"] == ids
     found = post(live, "/apply-template", messages=HI)
     assert found == {"prompt": "<s>user: Hi\nassistant: ", "tokens": ids}

@@ -15,7 +15,7 @@ httpx = pytest.importorskip("httpx")
 pytest.importorskip("fastapi")
 
 from geode.errors import DownloadError, MissingExtra, OptionError  # noqa: E402
-from geode.serve import contract  # noqa: E402
+from geode.serve import contract, keys  # noqa: E402
 
 AIP = {
     "AIP_HTTP_PORT": "8085",
@@ -51,6 +51,13 @@ def test_the_environment() -> None:
 def test_health(live: Live) -> None:
     assert httpx.get(live.url + AIP["AIP_HEALTH_ROUTE"]).status_code == 200
     assert httpx.get(live.url + "/health").status_code == 200
+
+
+def test_health_needs_no_key() -> None:
+    alice = (keys.key("alice", "secret-of-alice"),)
+    with serving({"fake": scripted(["x"])}, vertex=contract.contract(AIP), keys=alice) as kept:
+        assert httpx.get(kept.url + AIP["AIP_HEALTH_ROUTE"]).status_code == 200
+        assert httpx.post(kept.url + AIP["AIP_PREDICT_ROUTE"], json={"instances": ["One"]}).status_code == 401
 
 
 def test_a_prediction_for_each_instance(live: Live) -> None:

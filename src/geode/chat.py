@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from .sandbox import Program
 
-__all__ = ["ROLES", "Message", "Template", "builtin", "builtins", "parse_tool_calls"]
+__all__ = ["ROLES", "Message", "Template", "builtin", "builtins", "needed", "parse_tool_calls"]
 
 Message = Mapping[str, Any]
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -242,6 +242,16 @@ class Template:
 
 
 # Formats of families
+
+
+def needed(template: Template | None) -> Template:
+    """A model's template. Raises ChatError where it has none."""
+    if template is None:
+        raise ChatError(
+            "A conversation was given, and this model has no chat template: it was probably not tuned to chat. "
+            "Give the prompt as one text, or load an instruction-tuned model."
+        )
+    return template
 
 
 def builtin(name: str) -> str:

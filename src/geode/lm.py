@@ -20,7 +20,6 @@ from .config import Config
 from .errors import (
     BackendError,
     CapacityError,
-    ChatError,
     ContextError,
     MissingExtra,
     OptionError,
@@ -95,7 +94,7 @@ class Local:
 
         Raises OptionError, ContextError, TokenizerError, ChatError.
         """
-        row = self._row(self._ids(prompt), options_of(options))
+        row = self._row(self.ids_of(prompt), options_of(options))
         return Stream((piece for _, piece in stream(self.executor, [row])), row.usage)
 
     def generate(self, prompt: Prompt | Sequence[Prompt], **options: Any) -> Result | list[Result]:
@@ -103,7 +102,7 @@ class Local:
         if not _is_many(prompt):
             return self.stream(prompt, **options).result()  # type: ignore[arg-type]
         asked = options_of(options)
-        rows = [self._row(self._ids(one), asked) for one in prompt]  # type: ignore[arg-type]
+        rows = [self._row(self.ids_of(one), asked) for one in prompt]  # type: ignore[arg-type]
         groups = [rows[i : i + self.batch] for i in range(0, len(rows), self.batch)]
         return [result for group in groups for result in self._together(group)]
 
@@ -168,10 +167,27 @@ class Local:
         """Ids of a text as the model's reference tokenizer gives them; `bos` False leaves BOS out."""
         if not isinstance(text, str):
             raise OptionError(f"tokenize needs a text; {type(text).__name__} was given.")
-        return list(self._tokenizer("turn text into ids").encode(text, bos=bos))
+        return list(self.tokenizer_to("turn text into ids").encode(text, bos=bos))
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        return self._tokenizer("turn ids into text").decode(self._checked(ids))
+        return self.tokenizer_to("turn ids into text").decode(self._checked(ids))
+
+    def ids_of(self, prompt: Prompt) -> list[int]:
+        """A prompt's ids, as `stream` gives them to the network. Raises OptionError, TokenizerError, ChatError."""
+        if isinstance(prompt, str):
+            return self._open_ended(prompt)
+        if _is_messages(prompt):
+            return self._render(prompt)  # type: ignore[arg-type]
+        return self._checked(prompt)
+
+    def tokenizer_to(self, purpose: str) -> Tokenizer:
+        """The tokenizer; where there is none, TokenizerError says what the model therefore cannot."""
+        if self.tokenizer is None:
+            raise TokenizerError(
+                f"This model came without a tokenizer, so it cannot {purpose}. "
+                "Give token ids instead, or load a checkpoint that holds its tokenizer."
+            )
+        return self.tokenizer
 
     def _row(self, ids: list[int], options: Options) -> Row:
         return Row(ids, options, self.context, self.ends, self.tokenizer)
@@ -182,21 +198,12 @@ class Local:
             pieces[i].append(piece)
         return (gather(mine, row.usage) for mine, row in zip(pieces, rows, strict=True))
 
-    def _ids(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, str):
-            return self._open_ended(prompt)
-        if _is_messages(prompt):
-            return self._render(prompt)  # type: ignore[arg-type]
-        return self._checked(prompt)
-
     def _render(self, messages: Sequence[Message]) -> list[int]:
-        self._tokenizer("turn a conversation into ids")
-        if self.template is None:
-            raise ChatError(
-                "A conversation was given, and this model has no chat template: it was probably not tuned to chat. "
-                "Give the prompt as one text, or load an instruction-tuned model."
-            )
-        return list(self.template.tokens([dict(message) for message in messages], add_generation_prompt=True))
+        from .chat import needed
+
+        self.tokenizer_to("turn a conversation into ids")
+        template = needed(self.template)
+        return list(template.tokens([dict(message) for message in messages], add_generation_prompt=True))
 
     def _checked(self, ids: Any) -> list[int]:
         array = _array(ids)
@@ -212,17 +219,9 @@ class Local:
         if count > self.context:
             raise ContextError(f"{count} tokens were given and the model's context holds {self.context}. Give fewer.")
 
-    def _tokenizer(self, purpose: str) -> Tokenizer:
-        if self.tokenizer is None:
-            raise TokenizerError(
-                f"This model came without a tokenizer, so it cannot {purpose}. "
-                "Give token ids instead, or load a checkpoint that holds its tokenizer."
-            )
-        return self.tokenizer
-
     def _open_ended(self, text: str) -> list[int]:
         """Ids of a text that goes on: BOS as the reference has it, never an EOS."""
-        tokenizer = self._tokenizer("turn text into ids")
+        tokenizer = self.tokenizer_to("turn text into ids")
         return tokenizer.encode(text, bos=tokenizer.adds_bos)
 
     def _first(self) -> list[int]:

@@ -5,6 +5,7 @@ How a step is planned and run is its neighbours' to know; HTTP, and what text me
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import queue
@@ -197,13 +198,17 @@ class Engine:
     # running
 
     def start(self) -> None:
-        """Runs on a thread of its own from now on; harmless twice. Raises BackendError once closed."""
+        """Runs on a thread of its own from now on; harmless twice. Raises BackendError once closed.
+
+        What is still open when the interpreter ends is closed then.
+        """
         with self._wake:
             if self._closed:
                 raise _closed()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._loop, name="geode-engine", daemon=True)
                 self._thread.start()
+                atexit.register(self.close)  # a thread that the interpreter cuts off never lets go of the weights
 
     def step(self) -> bool:
         """One step, on this thread; False where there was nothing to do. Not while `start`'s thread runs."""
@@ -219,6 +224,7 @@ class Engine:
 
     def close(self) -> None:
         """Ends what is left with BackendError, writes kept pages, stops the thread. Harmless twice."""
+        atexit.unregister(self.close)
         with self._wake:
             self._draining = self._closed = True
             self._wake.notify_all()

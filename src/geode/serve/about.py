@@ -17,11 +17,13 @@ from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
 
 from .. import __version__
-from .http import Json, models_of, settings_of
+from .http import Json
+from .loan import models_of, settings_of
 from .schema import LoadAdapterBody, UnloadAdapterBody
 
 if TYPE_CHECKING:
-    from .models import Card, Served
+    from .loading import Served
+    from .slots import Card
 
 router = APIRouter()
 BEGUN = time.time()

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
+from ..chat import needed
 from ..engine.request import Constraint, Request, Ticket
-from ..errors import ChatError, ContextError, OptionError
+from ..errors import ContextError, OptionError
 from ..generate import Piece, room
 from ..generate import Text as Decoded
 from .ask import Ask, CallBegins, CallGoesOn, Ends, Event, Logprob, Message, Spent, Text
@@ -24,7 +25,6 @@ from .grammar import constraint_for
 from .tools import tools_for
 
 if TYPE_CHECKING:
-    from ..chat import Template
     from .loading import Served
     from .tools import Parser, Tools
 
@@ -60,10 +60,10 @@ def prepared(served: Served, ask: Ask) -> Prepared:
     if not 1 <= ask.n <= MOST:
         raise OptionError(f"n must be from 1 to {MOST}; {ask.n} was given.")
     ids, truncated = _fitting(served, ask, prompt(served, ask))
-    room(len(ids), ask.options.max_tokens, served.engine.context)
+    left = room(len(ids), ask.options.max_tokens, served.engine.context)
     _check_bias(served, ask)
     tools = tools_for(served) if ask.tools and ask.tool_choice != "none" else None
-    constraint = constraint_for(served, ask)
+    constraint = constraint_for(served, ask, left)
     made = range(ask.n)
     return Prepared(
         tuple(_request(served, ask, ids, i, constraint() if constraint else None) for i in made),
@@ -76,21 +76,22 @@ def prepared(served: Served, ask: Ask) -> Prepared:
 def prompt(served: Served, ask: Ask) -> list[int]:
     """The whole prompt's ids, whatever their number."""
     if ask.messages is None:
-        return served.local._ids(ask.text if ask.text is not None else list(ask.ids or ()))
+        return served.local.ids_of(ask.text if ask.text is not None else list(ask.ids or ()))
     if ask.continue_last:
         return _begun(served, ask)
     if ask.tools or any(message.get("tool_calls") or message.get("role") == "tool" for message in ask.messages):
         return tools_for(served).prompt(ask)
     if not ask.template_options:
-        return served.local._ids(ask.messages)
-    return list(_template(served).tokens(ask.messages, **ask.template_options))
+        return served.local.ids_of(ask.messages)
+    return list(needed(served.local.template).tokens(ask.messages, **ask.template_options))
 
 
 def _begun(served: Served, ask: Ask) -> list[int]:
     """The conversation up to what its last message, the assistant's, says; without what ends its turn."""
     messages = list(ask.messages or ())
     text = _said_last(messages)
-    ids, mask = _template(served).training(messages, answers=[len(messages) - 1], **ask.template_options)
+    template = needed(served.local.template)
+    ids, mask = template.training(messages, answers=[len(messages) - 1], **ask.template_options)
     start, end = mask.index(1) if 1 in mask else 0, len(ids)
     while text in served.local.detokenize(ids[start : end - 1]):
         end -= 1
@@ -104,16 +105,6 @@ def _said_last(messages: Sequence[Message]) -> str:
     if not (text := "".join(parts).strip()):
         raise OptionError("Only an answer can be continued: the last message must be the assistant's, with a text.")
     return text
-
-
-def _template(served: Served) -> Template:
-    template = served.local.template
-    if template is None:
-        raise ChatError(
-            f"A conversation was given, and {served.name} has no chat template: it was probably not tuned to chat. "
-            "Give the prompt as one text to /v1/completions, or use an instruction-tuned model."
-        )
-    return template
 
 
 def _fitting(served: Served, ask: Ask, ids: list[int]) -> tuple[list[int], int]:
@@ -141,9 +132,8 @@ def _request(served: Served, ask: Ask, ids: list[int], number: int, constraint: 
         constraint=constraint,
         client=ask.client,
         priority=ask.priority,
-        adapter=ask.adapter or served.adapter,
+        adapter=served.adapter,
         salt=ask.salt,
-        speculate=ask.speculate,
     )
 
 
@@ -213,9 +203,6 @@ class Answer:
         self._running = 0
         for ticket in self._tickets:
             ticket.cancel()
-
-    async def aclose(self) -> None:
-        self.close()
 
     async def __aenter__(self) -> Answer:
         return self

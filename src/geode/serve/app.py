@@ -18,10 +18,11 @@ from . import (
     completions,
     described,
     embeddings,
-    http,
     messages,
     metrics,
     ollama,
+    ollama_models,
+    problems,
     responses,
     tokens,
     vertex,
@@ -40,6 +41,7 @@ ROUTERS: list[APIRouter] = [
     about.router,
     metrics.router,
     ollama.router,
+    ollama_models.router,
 ]
 
 
@@ -56,7 +58,7 @@ def create_app(settings: Settings, models: Models | None = None) -> FastAPI:
         openapi_url="/openapi.json",
     )
     app.state.settings, app.state.models, app.state.draining = settings, served, lambda: False
-    http.install(app)
+    problems.install(app)
     described.install(app)
     for router in ROUTERS:
         app.include_router(router)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..errors import OptionError
 from ..generate import Options
 
 Message = Mapping[str, Any]
@@ -51,6 +52,25 @@ class Tool:
     strict: bool = False
 
 
+def choice_of(names: Sequence[str], word: str | None, name: str | None = None) -> str:
+    """`Ask.tool_choice` for tools of these names, by a word or by the name of one of them; None and None: "auto".
+
+    Raises OptionError for two tools of one name, and for a choice that cannot be followed.
+    """
+    if len(set(names)) < len(names):
+        raise OptionError("tools must be named differently; two have the same name.")
+    if not names and (name or word or "none") not in ("none", "auto"):
+        raise OptionError("tool_choice must be left out where there are no tools.")
+    if name is not None and name not in names:
+        raise OptionError(f"tool_choice must be one of the tools; {name!r} is none.")
+    return name or word or "auto"
+
+
+def as_call(id: str | None, name: str, arguments: str) -> dict[str, Any]:
+    """A call as messages for chat templates hold it, and OpenAI's interface; `arguments` is a JSON text."""
+    return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ask:
     """A request. Exactly one of messages, text and ids is given.
@@ -75,9 +95,7 @@ class Ask:
     template_options: Mapping[str, Any] = field(default_factory=dict)
     client: str = ""
     priority: int = 0
-    adapter: str | None = None
     salt: str = ""
-    speculate: bool = True
 
 
 @dataclass(frozen=True)

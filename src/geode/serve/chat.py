@@ -14,13 +14,14 @@ from starlette.responses import Response
 
 from ..errors import OptionError
 from .answer import Said, gathered
-from .ask import Ask, CallBegins, CallGoesOn, Ends, Event, Text
-from .http import Events, Json, Running, begin, dumps, there, who
+from .ask import Ask, CallBegins, CallGoesOn, Ends, Event, Text, as_call
+from .http import Events, Json, dumps, there
+from .loan import Running, begin, who
 from .replies import Head, Tokens, cut, head, stream, usage
 from .schema import ChatBody
 
 if TYPE_CHECKING:
-    from .models import Served
+    from .loading import Served
 
 router = APIRouter(tags=["OpenAI"])
 
@@ -42,8 +43,7 @@ def _ask(body: ChatBody, request: Request, served: Served) -> Ask:
     limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     asked = body.asked()
-    if body.reasoning_effort is not None:
-        asked["template_options"] = {**asked["template_options"], "reasoning_effort": body.reasoning_effort}
+    asked["template_options"] = {**asked["template_options"], **_effort(body.reasoning_effort, served)}
     known_to_template(served, asked["template_options"])
     return Ask(
         model=served.name,
@@ -55,6 +55,14 @@ def _ask(body: ChatBody, request: Request, served: Served) -> Ask:
         **asked,
         **who(request),
     )
+
+
+def _effort(effort: str | None, served: Served) -> dict[str, Any]:
+    """The template's option for how much to think; "none" is what is done by a template that has none."""
+    source = getattr(served.local.template, "source", "")
+    if effort == "none" and "reasoning_effort" not in source:
+        return {"enable_thinking": False} if "enable_thinking" in source else {}
+    return {} if effort is None else {"reasoning_effort": effort}
 
 
 OURS = ("self", "messages", "tools", "add_generation_prompt", "answers")
@@ -78,10 +86,7 @@ def _choice(index: int, said: Said, tokens: Tokens) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": said.text, "refusal": None}
     if said.calls:
         message["content"] = said.text or None
-        message["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-            for call in said.calls
-        ]
+        message["tool_calls"] = [as_call(call.id, call.name, call.arguments) for call in said.calls]
     logprobs = json.loads(tokens.logprobs(said.logprobs)) if said.logprobs else None
     return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": said.finish_reason}
 

@@ -17,6 +17,7 @@ from ..engine.request import Constraint
 SPARE = 48  # tokens kept for what must still be said
 EACH = 4  # and for each bracket that is open
 OPENS = re.compile(rb"^\s|[{\[]")  # what begins with white space, or opens a bracket
+SHUTS = re.compile(rb'"[]}]*')
 MOST = 255  # bytes of a token, as far as they count
 LONGEST = 512  # tokens of an answer that is looked at for its length
 FRACTION = 12  # digits behind a point: with more, numbers on both sides of a bound may be read as the same
@@ -29,6 +30,7 @@ class Marks:
     ends      end the answer                      others    do not go on with a number
     brackets  close some, and do nothing else     counting  begin with a digit that is not 0
     quotes    end a string                        plain     open no brackets
+    shut      end a string, begin no other
     commas    go on to the next value
     """
 
@@ -37,11 +39,12 @@ class Marks:
         self.ends = _chosen(size, ends)
         self.brackets = _chosen(size, (i for i, piece in enumerate(pieces) if piece and not piece.strip(b"]}")))
         self.quotes = _chosen(size, _beginning(pieces, b'"'))
+        self.shut = _chosen(size, (i for i, piece in enumerate(pieces) if SHUTS.fullmatch(piece)))
         self.commas = _chosen(size, _beginning(pieces, b",:"))
         self.plain = _chosen(size, (i for i, piece in enumerate(pieces) if piece.strip() and not OPENS.search(piece)))
         self.others = ~_chosen(size, _beginning(pieces, b"0123456789"))
         self.counting = _chosen(size, _beginning(pieces, b"123456789"))
-        self.lengths = np.full(size, MOST, np.uint8)
+        self.lengths = np.full(size, MOST, np.int16)
         self.lengths[: len(pieces)] = [min(len(piece) or MOST, MOST) for piece in pieces[:size]]
 
 
@@ -89,7 +92,7 @@ class Closing:
         marks = self._marks
         is_tight = self._left <= self._spare + EACH * self._depth
         if self._in_string:
-            return (marks.quotes,) if is_tight and not self._escaped else ()
+            return (marks.shut, marks.quotes) if is_tight and not self._escaped else ()
         closing = (marks.ends, marks.brackets, marks.commas) if is_tight else ()
         is_long = self._digits >= (FRACTION if self._behind_point else WHOLE)
         ending = (marks.others, marks.counting) if is_long else ()
@@ -118,7 +121,7 @@ def shortest(inner: Constraint, marks: Marks) -> int:
     closing, count = Closing(inner, marks, 0), 0
     while count < LONGEST:
         mask = closing.mask()
-        token = 0 if mask is None else int(np.where(mask, marks.lengths, MOST).argmin())
+        token = 0 if mask is None else int(np.where(mask, marks.lengths, MOST + 1).argmin())
         if mask is None or marks.ends[token]:
             break
         closing.accept(token)

@@ -18,13 +18,14 @@ from ..engine.request import Scores
 from ..errors import OptionError
 from .answer import Said, gathered
 from .ask import Ask, Ends, Event, Logprob, Spent, Text
-from .http import Events, Json, Running, begin, dumps, models_of, promised, there, who
+from .http import Events, Json, dumps, there
+from .loan import Running, begin, models_of, promised, who
 from .record import current
 from .replies import Reader, Tokens, cut, finite, head, stream, usage
 from .schema import CompletionBody, as_list
 
 if TYPE_CHECKING:
-    from .models import Served
+    from .loading import Served
 
 router = APIRouter(tags=["OpenAI"])
 
@@ -78,7 +79,7 @@ async def _echo_only(body: CompletionBody, request: Request) -> Response:
     if body.stream:
         raise OptionError("max_tokens must be 1 or more where an answer is streamed; 0 was given.")
     async with models_of(request).use(body.model) as served:
-        prompts = await asyncio.to_thread(lambda: [served.local._ids(each) for each in as_list(body.prompt)])
+        prompts = await asyncio.to_thread(lambda: [served.local.ids_of(each) for each in as_list(body.prompt)])
         echoes = await there(request, _scored(body, request, served, prompts))
         for echo in echoes:
             echo.finish_reason = "length"
@@ -96,7 +97,7 @@ def _echoes(body: CompletionBody, served: Served, prompts: Sequence[Sequence[int
         return []
     sent, found = as_list(body.prompt), []
     for text, ids in zip(sent, prompts, strict=True):
-        whole = isinstance(text, str) and len(served.local._ids(text)) == len(ids)
+        whole = isinstance(text, str) and len(served.local.ids_of(text)) == len(ids)
         found.append(Said(text if whole else served.local.detokenize(ids), list(ids)))
     return found
 

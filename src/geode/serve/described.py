@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from .http import Problem, errors_of
+from .problems import Problem, errors_of
 
 JSON, EVENTS, LINES, TEXT = "application/json", "text/event-stream", "application/x-ndjson", "text/plain"
 ANSWERS: dict[tuple[str, str], tuple[str, tuple[str, ...]]] = {

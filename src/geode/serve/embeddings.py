@@ -16,13 +16,14 @@ from starlette.responses import Response
 
 from ..errors import ContextError, OptionError
 from .ask import Spent
-from .http import Json, models_of, promised, there, who
+from .http import Json, there
+from .loan import models_of, promised, who
 from .record import current
 from .replies import head
 from .schema import EmbeddingBody, ScoreBody, as_list
 
 if TYPE_CHECKING:
-    from .models import Served
+    from .loading import Served
 
 router = APIRouter()
 
@@ -32,17 +33,14 @@ async def embeddings(body: EmbeddingBody, request: Request) -> Response:
     """A vector of length 1 for each input: the hidden states pooled."""
     async with models_of(request).use(body.model) as served:
         _check_dimensions(body, served)
-        inputs = as_list(body.input)
-        ids = await asyncio.to_thread(lambda: [_ids(served, each, body.truncate_prompt_tokens) for each in inputs])
-        vectors = await there(request, _vectors(request, served, [one for one, _ in ids], body.pooling))
-        count, lost = sum(len(one) for one, _ in ids), sum(lost for _, lost in ids)
-        current().spent(Spent(count, 0, truncated=lost))
+        work = embedded(request, served, as_list(body.input), body.truncate_prompt_tokens, body.pooling)
+        vectors, count, lost = await there(request, work)
         data = [
             {"object": "embedding", "index": i, "embedding": _written(vector, body.encoding_format)}
             for i, vector in enumerate(vectors)
         ]
         spent = {"prompt_tokens": count, "total_tokens": count} | ({"truncated_tokens": lost} if lost else {})
-        return Json({"object": "list", "data": data, "model": served.adapter or served.name, "usage": spent})
+        return Json({"object": "list", "data": data, "model": served.name, "usage": spent})
 
 
 @router.post("/score", tags=["Geode"])
@@ -54,6 +52,20 @@ async def score(body: ScoreBody, request: Request) -> Response:
         current().spent(Spent(count, 0))
         spent = {"prompt_tokens": count, "total_tokens": count}
         return Json({**head("score", "list", served).fields, "data": data, "usage": spent})
+
+
+async def embedded(
+    request: Request, served: Served, inputs: Sequence[Any], truncate: int | None, pooling: str = "mean"
+) -> tuple[list[np.ndarray], int, int]:
+    """A vector of length 1 for each text or list of ids, (D,); how many tokens were read, and how many left out.
+
+    truncate  tokens of an input's beginning to keep, -1 as many as the context holds. Raises ContextError, OptionError.
+    """
+    ids = await asyncio.to_thread(lambda: [_ids(served, each, truncate) for each in inputs])
+    vectors = await _vectors(request, served, [one for one, _ in ids], pooling)
+    count, lost = sum(len(one) for one, _ in ids), sum(lost for _, lost in ids)
+    current().spent(Spent(count, 0, truncated=lost))
+    return vectors, count, lost
 
 
 async def _alike(body: ScoreBody, request: Request, served: Served) -> tuple[list[dict[str, Any]], int]:
@@ -97,7 +109,7 @@ def _unit(vector: np.ndarray) -> np.ndarray:
 
 def _ids(served: Served, given: Any, truncate: int | None) -> tuple[list[int], int]:
     """An input's ids, and how many were left out of them. Raises ContextError, OptionError."""
-    ids, context = served.local._ids(given), served.local.context
+    ids, context = served.local.ids_of(given), served.context
     if not ids:
         raise OptionError("input must be a text or ids, at least one token; an empty one was given.")
     keep = len(ids) if truncate is None else context if truncate == -1 else truncate

@@ -14,8 +14,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import keys as rights
-from .http import Problem, problem_of, response_to
 from .limits import Meter
+from .problems import Problem, problem_of, response_to
 from .record import RECORD, Record, Watch
 from .settings import Settings, is_loopback
 
@@ -36,17 +36,14 @@ class Refused(Exception):
 
 
 class Gate:
-    """The outermost ASGI app. `draining` set refuses whatever begins from then on.
+    """The outermost ASGI app. `draining` set refuses whatever begins from then on."""
 
-    `open_paths` need no key, besides those of health and of the page.
-    """
-
-    def __init__(self, app: ASGIApp, settings: Settings, watch: Watch, open_paths: frozenset[str] = frozenset()):
+    def __init__(self, app: ASGIApp, settings: Settings, watch: Watch):
         self.draining = False
         self.running = 0
         self._app, self._settings, self._watch = app, settings, watch
-        self._open = OPEN | open_paths
         self._meter = Meter()
+        self._open = OPEN | ({settings.vertex.health} if settings.vertex else set())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":

@@ -12,8 +12,9 @@ from __future__ import annotations
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from functools import cached_property
 from importlib.util import find_spec
 from math import prod
 from threading import Lock, Thread
@@ -25,7 +26,9 @@ import numpy as np
 from ..engine.request import Constraint
 from ..errors import MissingExtra, OptionError
 from .ask import Ask, Format, JsonObject, JsonSchema, Regex
-from .closing import Closing, Marks
+from .closing import Closing, Marks, shortest
+from .exact import exact
+from .patterns import COUNT, check_pattern, check_repeats, check_size, largest
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -33,10 +36,7 @@ if TYPE_CHECKING:
     from ..tokenizer import Tokenizer
     from .loading import Served
 
-MAX_TEXT = 128 << 10  # bytes of a schema or a grammar
-MAX_PATTERN = 16 << 10  # bytes of a regular expression
-MAX_REPEATS = 5000  # of parts of a pattern; 10,000 take some 100 ms a token
-MAX_DEPTH = 100  # levels of a schema; llguidance reads no more than 127
+MAX_TEXT = 128 << 10  # bytes of a grammar
 LIMITS: dict[str, Any] = {
     "max_items_in_row": 4_000,  # four for each optional property
     "initial_lexer_fuel": 500_000,  # some milliseconds
@@ -50,34 +50,16 @@ BEFORE = "\x02"  # what comes before a text so that it is encoded as the rest of
 KEPT = 64  # compiled formats of one vocabulary
 
 SPACE = r"[ \t]|\r?\n[ \t]{0,24}"
-
-# What llguidance does with a keyword, github.com/guidance-ai/llguidance docs/json_schema.md: it passes over those that
-# it does not know, and so they are refused here.
-ONE_SCHEMA = {"additionalProperties", "items", "additionalItems"}
-MANY_SCHEMAS = {"properties", "patternProperties", "$defs", "definitions", "anyOf", "allOf", "oneOf", "prefixItems"}
-VALUES = {"type", "enum", "const", "required", "pattern", "format", "multipleOf", "$ref", "$schema", "$id"}
-VALUES |= {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "maxLength"}
-VALUES |= {"minItems", "maxItems", "minProperties", "maxProperties"}
-ANNOTATIONS = {"title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly"}
-ANNOTATIONS |= {"$comment", "discriminator"}
-KEYWORDS = ONE_SCHEMA | MANY_SCHEMAS | VALUES | ANNOTATIONS
-
-# Where llguidance allows more than checkers of formats do: leap seconds at any time, parts of addresses of any length.
-NARROWER = {
-    "time": "^([^:]*:){2}[0-5]",
-    "date-time": "^([^:]*:){2}[0-5]",
-    "email": "^[^@]{1,64}@[^@]{1,63}$",
-    "hostname": "^.{1,253}$",
-}
-
-BOUNDS = r"(?P<low>\d+)(,(?P<high>\d*))?"
-COUNT = re.compile(r"(\{|~\s*)(?P<low>\d+)((,|\.\.)(?P<high>\d*))?")
-ATOM = re.compile(rf"\\.|\[\^?\]?([^\]\\]|\\.)*\]|\((\?[^)]*?:)?|\)|\{{{BOUNDS}\}}|.", re.DOTALL)
+# Without \u, which would let a name of a property be spelled in two ways.
+WRITTEN = {"whitespace_pattern": SPACE, "json_allowed_escapes": 'nrbtf\\"'}
 
 
-def constraint_for(served: Served, ask: Ask) -> Callable[[], Constraint] | None:
-    """What makes a fresh constraint for each answer to an ask, by its format, its tools and their choice; None where
-    any text will do. Raises OptionError for what cannot be enforced, MissingExtra, TokenizerError."""
+def constraint_for(served: Served, ask: Ask, room: int) -> Callable[[], Constraint] | None:
+    """What makes a fresh constraint for each answer to an ask, of at most `room` tokens, by its format, its tools and
+    their choice; None where any text will do.
+
+    Raises OptionError for what cannot be enforced, MissingExtra, TokenizerError.
+    """
     from .tools import tools_for
 
     format = ask.format
@@ -86,8 +68,8 @@ def constraint_for(served: Served, ask: Ask) -> Callable[[], Constraint] | None:
     if format is None:
         return None
     local = served.local
-    tokenizer = local._tokenizer("keep to a format")
-    return guide(tokenizer, local.config.vocab, local.ends, format, ask.options.max_tokens)
+    tokenizer = local.tokenizer_to("keep to a format")
+    return guide(tokenizer, local.config.vocab, local.ends, format, room)
 
 
 def guide(
@@ -102,8 +84,9 @@ def guide(
     words = vocabulary(tokenizer, vocab, ends)
     first = words.compiled(source_of(format))
     if room is not None and isinstance(format, JsonObject | JsonSchema):
-        return lambda: Closing(_Guided(words, first.deep_copy()), words.marks, room)
-    return lambda: _Guided(words, first.deep_copy())
+        least = first.least
+        return lambda: Closing(first.begun(), words.marks, room, least)
+    return first.begun
 
 
 def vocabulary(tokenizer: Tokenizer, vocab: int, ends: Collection[int]) -> Vocabulary:
@@ -141,47 +124,17 @@ def source_of(format: Format) -> str:
     if isinstance(format, Regex):
         check_pattern(format.pattern)
         return f"start: /{_library().regex_to_lark(format.pattern, 'dw')}/"
-    _check_size(format.source, "grammar", MAX_TEXT)
-    counts = sorted((_count(found) for found in COUNT.finditer(format.source)), reverse=True)
-    _check_repeats(prod(counts[:2]), "grammar")
+    check_size(format.source, "grammar", MAX_TEXT)
+    counts = sorted((largest(found) for found in COUNT.finditer(format.source)), reverse=True)
+    check_repeats(prod(counts[:2]), "grammar")
     return format.source
 
 
 def json_rule(schema: Mapping[str, Any] | bool) -> str:
     """JSON of a schema as the right side of a rule in Lark's notation. Raises OptionError."""
-    check_schema(schema)
-    keywords = _exact(schema) if isinstance(schema, Mapping) else {}
-    whole = {**keywords, "x-guidance": {"whitespace_pattern": SPACE}}
+    made = exact(schema)
+    whole = {**(made if isinstance(made, dict) else {}), "x-guidance": WRITTEN}
     return f"%json {json.dumps(whole)}"
-
-
-def check_pattern(pattern: str) -> None:
-    """Raises OptionError for a regular expression that is too long or repeats too much."""
-    _check_size(pattern, "regular expression", MAX_PATTERN)
-    _check_repeats(_repeats(pattern), "regular expression")
-
-
-def check_schema(schema: Any) -> None:
-    """Raises OptionError for a schema that is none, too large or too deep, or has an unknown keyword."""
-    if not isinstance(schema, Mapping) and schema is not True:
-        raise OptionError(f"A JSON schema is an object; {str(schema)[:100]} was given.")
-    _check_depth(schema)
-    try:
-        text = json.dumps(schema, allow_nan=False)
-    except (TypeError, ValueError) as problem:
-        raise OptionError(f"The JSON schema is no JSON: {problem}. Give an object as json.loads returns it.") from None
-    _check_size(text, "JSON schema", MAX_TEXT)
-    for where, keyword, value in _keywords(schema, ""):
-        if keyword == "pattern" and isinstance(value, str):
-            check_pattern(value)
-        elif keyword == "patternProperties" and isinstance(value, Mapping):
-            for pattern in value:
-                check_pattern(pattern)
-        elif keyword not in KEYWORDS and (keyword == "x-guidance" or not keyword.startswith("x-")):
-            raise OptionError(
-                f"The JSON schema uses the keyword {keyword!r} at {where or 'its top'}, which cannot be enforced here. "
-                "Leave it out, and check the answer for it yourself."
-            )
 
 
 class Vocabulary:
@@ -192,16 +145,16 @@ class Vocabulary:
         self.ends = frozenset(ends)
         self._tokens, self.chosen, pieces = _tokens(tokenizer, vocab, sorted(ends))
         self.marks = Marks(pieces, vocab, ends)
-        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._compiled: OrderedDict[str, Compiled] = OrderedDict()
         self._lock = Lock()
 
-    def compiled(self, source: str) -> LLMatcher:
-        """A matcher at its beginning, to be copied. Raises OptionError for a source that is wrong or too large."""
+    def compiled(self, source: str) -> Compiled:
+        """A format, made once. Raises OptionError for a source that is wrong or too large."""
         with self._lock:
             if source in self._compiled:
                 self._compiled.move_to_end(source)
                 return self._compiled[source]
-        made = self._compile(source)
+        made = Compiled(self, self._compile(source))
         with self._lock:
             self._compiled[source] = made
             while len(self._compiled) > KEPT:
@@ -226,6 +179,23 @@ class Vocabulary:
                 "itself needs a way to end."
             )
         return matcher
+
+
+class Compiled:
+    """A format over a vocabulary: where every answer begins."""
+
+    def __init__(self, words: Vocabulary, matcher: LLMatcher):
+        self._words = words
+        self._matcher = matcher
+
+    def begun(self) -> Constraint:
+        """For one answer."""
+        return _Guided(self._words, self._matcher.deep_copy())
+
+    @cached_property
+    def least(self) -> int:
+        """Tokens of a short answer in it, if it is JSON."""
+        return shortest(self.begun(), self._words.marks)
 
 
 class _Guided:
@@ -352,93 +322,3 @@ def _cause(matcher: LLMatcher) -> str:
     if text.find("oneOf") >= 0:
         return "oneOf is taken only where no two of its schemas allow the same; anyOf has no such limit"
     return text[:400].rstrip(". ")
-
-
-def _check_size(text: str, what: str, limit: int) -> None:
-    size = len(text.encode(errors="replace"))
-    if size > limit:
-        raise OptionError(f"The {what} has {size} bytes; at most {limit} are taken. Make it smaller.")
-
-
-def _check_depth(schema: Any) -> None:
-    level = [schema]
-    for _ in range(MAX_DEPTH):
-        level = [inner for each in level for inner in _inner(each)]
-        if not level:
-            return
-    raise OptionError(f"The JSON schema is nested deeper than {MAX_DEPTH} levels. Use $ref for what repeats.")
-
-
-def _inner(value: Any) -> list[Any]:
-    return list(value.values()) if isinstance(value, Mapping) else list(value) if isinstance(value, list) else []
-
-
-def _keywords(schema: Any, where: str) -> Iterator[tuple[str, str, Any]]:
-    """Every keyword of a schema and of those in it: where, the keyword, its value."""
-    if not isinstance(schema, Mapping):
-        return
-    for keyword, value in schema.items():
-        yield where, keyword, value
-        for place, inner in _schemas(keyword, value):
-            yield from _keywords(inner, f"{where}/{keyword}{place}")
-
-
-def _schemas(keyword: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """The schemas in a keyword's value, and where in it."""
-    if keyword in MANY_SCHEMAS and isinstance(value, Mapping):
-        yield from ((f"/{name}", each) for name, each in value.items())
-    elif keyword in ONE_SCHEMA | MANY_SCHEMAS and isinstance(value, list):
-        yield from ((f"/{i}", each) for i, each in enumerate(value))
-    elif keyword in ONE_SCHEMA:
-        yield "", value
-
-
-def _exact(schema: Any) -> Any:
-    """The schema with `NARROWER` patterns where a format has none of its own."""
-    if not isinstance(schema, Mapping):
-        return schema
-    exact = {keyword: _exact_below(keyword, value) for keyword, value in schema.items()}
-    if isinstance(schema.get("format"), str) and schema["format"] in NARROWER:
-        exact.setdefault("pattern", NARROWER[schema["format"]])
-    return exact
-
-
-def _exact_below(keyword: str, value: Any) -> Any:
-    if keyword in MANY_SCHEMAS and isinstance(value, Mapping):
-        return {name: _exact(each) for name, each in value.items()}
-    if keyword not in ONE_SCHEMA | MANY_SCHEMAS:
-        return value
-    return [_exact(each) for each in value] if isinstance(value, list) else _exact(value)
-
-
-def _repeats(pattern: str) -> int:
-    """How many parts a pattern has at most once its counted repetitions are written out."""
-    sums, last, at = [0], 0, 0
-    while at < len(pattern):
-        found = ATOM.match(pattern, at)
-        at = found.end() if found else at + 1
-        mark = pattern[found.start()] if found else ""
-        if mark == "(":
-            sums.append(0)
-        elif mark == ")" and len(sums) > 1:
-            last = sums.pop()
-            sums[-1] += last
-        elif found and found["low"]:
-            sums[-1] += last * (max(_count(found), 1) - 1)
-        else:
-            last = 1
-            sums[-1] += 1
-    return sum(sums)
-
-
-def _count(found: re.Match[str]) -> int:
-    """The larger bound of a repetition; one of more digits than any limit counts as that many nines."""
-    return max(int(digits[:9]) for digits in (found["low"], found["high"] or "0"))
-
-
-def _check_repeats(count: int, what: str) -> None:
-    if count > MAX_REPEATS:
-        raise OptionError(
-            f"The {what} repeats its parts {count} times by counts like {{n,m}}; at most {MAX_REPEATS} are taken. "
-            "Use smaller counts, or * and +."
-        )

@@ -10,133 +10,24 @@ import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from fastapi import APIRouter, Request
-from pydantic import Field
 from starlette.responses import Response
 
 from ..errors import OptionError
 from ..generate import Options
 from . import answer
 from .answer import Call, Said, gathered
-from .ask import Ask, CallBegins, CallGoesOn, Ends, Event, Format, JsonSchema, Spent, Text, Tool
-from .http import Events, Json, Running, anthropic_shape, begin, dumps, models_of, problem_of, there, who
+from .ask import Ask, CallBegins, CallGoesOn, Ends, Event, Format, JsonSchema, Spent, Text, Tool, as_call, choice_of
+from .http import Events, Json, there, typed_event
+from .loan import Running, begin, models_of, who
+from .messages_schema import Choice, MessagesBody, Output, Talk, TextBlock, ToolResult, ToolSpec, ToolUse, Turn
+from .problems import anthropic_shape, problem_of
 from .record import current
-from .schema import Body
 
 router = APIRouter(tags=["Anthropic"])
 REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
-
-
-# Bodies
-
-
-class CacheControl(Body):
-    """Prefixes are kept for everybody, so there is nothing to be done for it."""
-
-    type: Literal["ephemeral"]
-    ttl: Literal["5m", "1h"] | None = None
-
-
-class Cached(Body):
-    cache_control: CacheControl | None = None
-
-
-class TextBlock(Cached):
-    type: Literal["text"]
-    text: str
-    citations: Annotated[list[Any], Field(max_length=0)] | None = None
-
-
-class ToolUse(Cached):
-    type: Literal["tool_use"]
-    id: str
-    name: str
-    input: dict[str, Any]
-    caller: dict[str, Any] | None = None
-
-
-class ToolResult(Cached):
-    type: Literal["tool_result"]
-    tool_use_id: str
-    content: str | list[TextBlock] | None = None
-    is_error: bool = False
-
-
-Block = Annotated[TextBlock | ToolUse | ToolResult, Field(discriminator="type")]
-
-
-class Turn(Body):
-    role: Literal["user", "assistant"]
-    content: str | list[Block]
-
-    @property
-    def blocks(self) -> list[Block]:
-        if isinstance(self.content, str):
-            return [TextBlock(type="text", text=self.content)]
-        return self.content
-
-
-class ToolSpec(Cached):
-    type: Literal["custom"] | None = None
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
-    description: str | None = None
-    input_schema: dict[str, Any]
-    strict: bool = False
-    eager_input_streaming: bool | None = None
-
-
-class Choice(Body):
-    type: Literal["auto", "any", "tool", "none"]
-    name: str | None = None
-    disable_parallel_tool_use: bool = False
-
-
-class Off(Body):
-    type: Literal["disabled"]
-
-
-class JsonFormat(Body):
-    type: Literal["json_schema"]
-    schema_: dict[str, Any] = Field(alias="schema")
-
-
-class Output(Body):
-    format: JsonFormat | None = None
-
-
-class Metadata(Body):
-    user_id: str | None = None
-
-
-class Talk(Body):
-    """What a prompt is made of."""
-
-    model: str
-    messages: Annotated[list[Turn], Field(min_length=1)]
-    system: str | list[TextBlock] | None = None
-    tools: list[ToolSpec] | None = None
-    tool_choice: Choice | None = None
-    thinking: Off | None = None
-    output_config: Output | None = None
-    cache_control: CacheControl | None = None
-
-
-class MessagesBody(Talk):
-    """POST /v1/messages."""
-
-    max_tokens: Annotated[int, Field(ge=1)]
-    stop_sequences: list[str] | None = None
-    stream: bool | None = None
-    temperature: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_p: float | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
-    metadata: Metadata | None = None
-    service_tier: Literal["auto", "standard_only"] | None = None
-
-
-# Routes
 
 
 @router.post("/v1/messages")
@@ -206,17 +97,11 @@ def _tool(spec: ToolSpec) -> Tool:
 
 
 def _choice(choice: Choice | None, names: Sequence[str]) -> str:
-    if len(set(names)) < len(names):
-        raise OptionError("tools must be named differently; two have the same name.")
     if choice is None:
-        return "auto"
+        return choice_of(names, None)
     if (choice.type == "tool") != (choice.name is not None):
         raise OptionError('tool_choice must be {"type": "tool", "name": ...} where it has a name, and nowhere else.')
-    if choice.type != "none" and not names:
-        raise OptionError("tool_choice must be left out where there are no tools.")
-    if choice.name is not None and choice.name not in names:
-        raise OptionError(f"tool_choice must be one of the tools; {choice.name!r} is none.")
-    return choice.name or {"auto": "auto", "any": "required", "none": "none"}[choice.type]
+    return choice_of(names, "required" if choice.type == "any" else choice.type, choice.name)
 
 
 def _format(output: Output | None) -> Format | None:
@@ -259,12 +144,8 @@ def _messages(turn: Turn, known: dict[str, str]) -> Iterator[dict[str, Any]]:
     known |= {call.id: call.name for call in calls}
     if texts or calls or not results:
         found: dict[str, Any] = {"role": turn.role, "content": "".join(texts) if texts or not calls else None}
-        yield found | ({"tool_calls": [_called(call) for call in calls]} if calls else {})
-
-
-def _called(call: ToolUse) -> dict[str, Any]:
-    function = {"name": call.name, "arguments": json.dumps(call.input)}
-    return {"id": call.id, "type": "function", "function": function}
+        said = [as_call(call.id, call.name, json.dumps(call.input)) for call in calls]
+        yield found | ({"tool_calls": said} if said else {})
 
 
 def _joined(first: dict[str, Any], then: dict[str, Any]) -> dict[str, Any]:
@@ -330,13 +211,13 @@ async def _stream(running: Running, cut: bool) -> AsyncIterator[bytes]:
             parts += [part for event in batch for part in blocks.parts(event)]
             yield b"".join(parts)
     except Exception as error:
-        yield _event("error", anthropic_shape(problem_of(error)))
+        yield typed_event(anthropic_shape(problem_of(error)))
 
 
 def _started(running: Running) -> bytes:
     usage = _usage(running.answer.spent) | {"output_tokens": 1}
     message = {**_head(running), "content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
-    return _event("message_start", {"type": "message_start", "message": message})
+    return typed_event({"type": "message_start", "message": message})
 
 
 class _Blocks:
@@ -361,8 +242,8 @@ class _Blocks:
             yield from self._close()
             self._end = _end(event, self._cut)
         else:
-            yield _event("message_delta", {"type": "message_delta", "delta": self._end, "usage": _usage(event)})
-            yield _event("message_stop", {"type": "message_stop"})
+            yield typed_event({"type": "message_delta", "delta": self._end, "usage": _usage(event)})
+            yield typed_event({"type": "message_stop"})
 
     def _begin(self, kind: str, block: dict[str, Any], new: bool) -> Iterator[bytes]:
         if not new:
@@ -370,17 +251,13 @@ class _Blocks:
         yield from self._close()
         self._number, self._open = self._number + 1, kind
         start = {"type": "content_block_start", "index": self._number, "content_block": block}
-        yield _event("content_block_start", start)
+        yield typed_event(start)
 
     def _delta(self, delta: dict[str, Any]) -> bytes:
         found = {"type": "content_block_delta", "index": self._number, "delta": delta}
-        return _event("content_block_delta", found)
+        return typed_event(found)
 
     def _close(self) -> Iterator[bytes]:
         if self._open:
             self._open = ""
-            yield _event("content_block_stop", {"type": "content_block_stop", "index": self._number})
-
-
-def _event(name: str, value: dict[str, Any]) -> bytes:
-    return b"event: %s\ndata: %s\n\n" % (name.encode(), dumps(value))
+            yield typed_event({"type": "content_block_stop", "index": self._number})

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from ..engine.request import Stats
 from ..errors import MissingExtra
-from .http import models_of
+from .loan import models_of
 from .models import Models
 from .record import Record
 

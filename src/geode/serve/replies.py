@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 from fastapi import Request
 
 from .ask import Event, Logprob, Spent
-from .http import Running, dumps, openai_shape, problem_of, settings_of
+from .http import dumps
+from .loan import Running, settings_of
+from .problems import openai_shape, problem_of
 from .record import current
 
 if TYPE_CHECKING:
-    from .models import Served
+    from .loading import Served
     from .schema import StreamOptions
 
 LEAST = -9999.0  # stands for a logarithm of nothing, which JSON cannot write
@@ -45,7 +47,7 @@ class Head:
 
 
 def head(prefix: str, object: str, served: Served) -> Head:
-    return Head(f"{prefix}-{secrets.token_hex(12)}", object, int(time.time()), served.adapter or served.name)
+    return Head(f"{prefix}-{secrets.token_hex(12)}", object, int(time.time()), served.name)
 
 
 def usage(spent: Spent) -> dict[str, Any]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Annotated, Any, Literal
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..errors import OptionError
 from ..generate import Options
-from .ask import Format, Grammar, JsonObject, JsonSchema, Regex, Tool
+from .ask import Format, Grammar, JsonObject, JsonSchema, Regex, Tool, choice_of
 
 MOST_LIKELY = 20  # alternatives of a token that may be asked for
 Ids = list[Annotated[int, Field(ge=0, lt=1 << 31)]]
@@ -26,6 +27,16 @@ class Body(BaseModel):
     """No further fields, no conversions: "5" is no number."""
 
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=(), hide_input_in_errors=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sent(cls, given: Any) -> Any:
+        """Without what is null and could be left out: some clients write out every field that they know."""
+        if not isinstance(given, dict) or None not in given.values():
+            return given
+        fields = cls.model_fields.items()
+        takes = {name for name, field in fields if field.is_required() or NoneType in get_args(field.annotation)}
+        return {name: value for name, value in given.items() if value is not None or name in takes}
 
 
 class StreamOptions(Body):
@@ -84,6 +95,19 @@ class Sampling(Body):
 _SHARED = tuple(
     field.name for field in fields(Options) if field.name in Sampling.model_fields and field.name != "logit_bias"
 )
+
+
+class Elsewhere(Body):
+    """Fields of vLLM's and llama.cpp's, at the values that ask for what is done here anyway."""
+
+    min_tokens: Literal[0] | None = None
+    length_penalty: Annotated[float, Field(ge=1, le=1)] | None = None
+    skip_special_tokens: Literal[True] | None = None
+    spaces_between_special_tokens: Literal[True] | None = None
+    use_beam_search: Literal[False] | None = None
+    include_stop_str_in_output: Literal[False] | None = None
+    stop_token_ids: Annotated[list[int], Field(max_length=0)] | None = None
+    cache_prompt: Literal[True] | None = None
 
 
 class StructuredOutputs(Body):
@@ -226,10 +250,11 @@ class Message(Body):
     audio: None = None
     function_call: None = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    provider_specific_fields: dict[str, None] | None = None
 
     def plain(self) -> dict[str, Any]:
         """As chat templates know messages."""
-        found = self.model_dump(exclude_none=True)
+        found = self.model_dump(exclude_none=True, exclude={"annotations", "provider_specific_fields"})
         for call in found.get("tool_calls", ()):
             call.pop("index", None)
         return {"content": None, **found}
@@ -241,15 +266,17 @@ class Function(Body):
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
+    def tool(self) -> Tool:
+        more = {} if self.parameters is None else {"parameters": self.parameters}
+        return Tool(self.name, self.description or "", strict=bool(self.strict), **more)
+
 
 class FunctionTool(Body):
     type: Literal["function"]
     function: Function
 
     def tool(self) -> Tool:
-        function = self.function
-        more = {} if function.parameters is None else {"parameters": function.parameters}
-        return Tool(function.name, function.description or "", strict=bool(function.strict), **more)
+        return self.function.tool()
 
 
 class FunctionName(Body):
@@ -275,22 +302,18 @@ class Talk(Body):
 
     @model_validator(mode="after")
     def _sound(self) -> Talk:
-        names = [tool.function.name for tool in self.tools or ()]
-        if len(set(names)) < len(names):
-            raise ValueError("two tools have the same name")
-        choice = self.tool_choice
-        if choice is not None and choice != "none" and not names:
-            raise ValueError("tool_choice needs tools to choose from")
-        if isinstance(choice, NamedTool) and choice.function.name not in names:
-            raise ValueError(f"tool_choice names {choice.function.name!r}, which is none of the tools")
+        _ = self.choice  # raises what is wrong with it
         if self.continue_final_message and self.tools:
             raise ValueError("continue_final_message goes with no tools")
         return self
 
     @property
     def choice(self) -> str:
-        choice = self.tool_choice
-        return choice.function.name if isinstance(choice, NamedTool) else choice or "auto"
+        """`Ask.tool_choice`. Raises OptionError, and so does whoever makes such a body."""
+        names = [tool.function.name for tool in self.tools or ()]
+        if isinstance(self.tool_choice, NamedTool):
+            return choice_of(names, None, self.tool_choice.function.name)
+        return choice_of(names, self.tool_choice)
 
     def asked(self) -> dict[str, Any]:
         """The fields of an `Ask` that it gives."""
@@ -304,7 +327,7 @@ class Talk(Body):
         }
 
 
-class ChatBody(Talk, Sampling, Formatted, Neutral):
+class ChatBody(Talk, Sampling, Formatted, Neutral, Elsewhere):
     """POST /v1/chat/completions."""
 
     max_tokens: int | None = None
@@ -339,7 +362,7 @@ class ChatBody(Talk, Sampling, Formatted, Neutral):
         return self
 
 
-class CompletionBody(Sampling, Formatted, Neutral):
+class CompletionBody(Sampling, Formatted, Neutral, Elsewhere):
     """POST /v1/completions."""
 
     model: str | None = None

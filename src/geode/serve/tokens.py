@@ -14,12 +14,13 @@ from starlette.responses import Response
 from .answer import prompt
 from .ask import Ask
 from .chat import known_to_template
-from .http import Json, models_of
+from .http import Json
+from .loan import models_of
 from .replies import Tokens
 from .schema import DetokenizeBody, Talk, TokenizeBody
 
 if TYPE_CHECKING:
-    from .models import Served
+    from .loading import Served
 
 router = APIRouter(tags=["Tokens"])
 

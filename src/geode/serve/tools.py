@@ -14,15 +14,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..chat import Template, needed
 from ..errors import ChatError, OptionError
 from ..tokenizer import StreamDecoder
 from ..tool_calls import SPELLINGS, CallReader, Name, Part, Spelling
 from . import tool_prompts as words
 from .ask import Ask, CallBegins, CallGoesOn, Event, Format, Grammar, JsonObject, JsonSchema, Message, Text, Tool
-from .grammar import check_schema, json_rule, source_of
+from .grammar import json_rule, source_of
 
 if TYPE_CHECKING:
-    from ..chat import Template
     from ..tokenizer import Tokenizer
     from .loading import Served
 
@@ -74,14 +74,10 @@ class Tools:
 
     def prompt(self, ask: Ask) -> list[int]:
         """The prompt's ids: the conversation, and the tools unless the choice is "none". Raises ChatError."""
-        if self._template is None:
-            raise ChatError(
-                "A conversation was given, and this model has no chat template: it was probably not tuned to chat. "
-                "Give the prompt as one text, or load an instruction-tuned model."
-            )
+        template = needed(self._template)
         tools = () if ask.tool_choice == "none" else ask.tools
         messages, functions = self.conversation(ask.messages or (), tools, ask.tool_choice, ask.parallel_calls)
-        return list(self._template.tokens(messages, tools=functions, **ask.template_options))
+        return list(template.tokens(messages, tools=functions, **ask.template_options))
 
     def conversation(
         self, messages: Sequence[Message], tools: Sequence[Tool], choice: str = "auto", parallel: bool = True
@@ -310,9 +306,7 @@ class _Rules:
 def _arguments(tool: Tool) -> str:
     """A strict tool's schema; another's where it can be enforced, else any object."""
     try:
-        schema = {"type": "object", **tool.parameters}
-        check_schema(schema)
-        return json_rule(schema)
+        return json_rule({"type": "object", **tool.parameters})
     except OptionError as problem:
         if tool.strict:
             raise OptionError(f"The parameters of the tool {tool.name!r} cannot be enforced. {problem}") from None

@@ -19,11 +19,12 @@ from ..generate import Options
 from .answer import gathered
 from .ask import Ask
 from .contract import ROUTES, Contract
-from .http import Json, begin, models_of, there, who
+from .http import Json, there
+from .loan import begin, models_of, who
 from .schema import Body, Message
 
 if TYPE_CHECKING:
-    from .models import Served
+    from .loading import Served
 
 MOST = 128  # instances of one request
 
