@@ -1,4 +1,4 @@
-"""Builds tests/native/check_kernels.cpp with the kernels, for CPUs that are not at hand."""
+"""Builds tests/native/check_*.cpp with the kernels, for CPUs that are not at hand and under sanitizers."""
 
 from __future__ import annotations
 
@@ -11,13 +11,38 @@ CSRC = HERE.parent / "src" / "geode" / "native" / "csrc"
 FLAGS = ("-std=c++20", "-O2", "-ffp-contract=off", "-Wno-maybe-uninitialized", "-Wno-uninitialized", "-Wno-psabi")
 COMMON = ("cpu.cpp", "layout.cpp", "memory.cpp", "dequantize.cpp")
 
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+VNNI = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"]
+AVX512 = [*VNNI, "-mavx512bf16"]
+DOT = ["-march=armv8.2-a+dotprod+fp16"]
+
 
 def build(folder: Path, compiler: str, isas: Mapping[str, Sequence[str]], extra: Sequence[str] = ()) -> Path:
     """The checker as a static program. `isas`: flags of each isa_*.cpp that needs some; `extra`: flags of all."""
     sources = [*(CSRC / name for name in COMMON), *sorted(CSRC.glob("isa_*.cpp")), HERE / "native/check_kernels.cpp"]
+    return linked(folder, compiler, sources, isas, extra, ["-static"])
+
+
+def build_training(
+    folder: Path, compiler: str, isas: Mapping[str, Sequence[str]], extra: Sequence[str], link: Sequence[str]
+) -> Path:
+    """The same of the passes of training. `isas`: flags of each training_*.cpp; `link`: those of linking."""
+    sources = [CSRC / "pool.cpp", *sorted(CSRC.glob("training*.cpp")), HERE / "native/check_training.cpp"]
+    return linked(folder, compiler, sources, isas, extra, link)
+
+
+def linked(
+    folder: Path,
+    compiler: str,
+    sources: Sequence[Path],
+    isas: Mapping[str, Sequence[str]],
+    extra: Sequence[str],
+    link: Sequence[str],
+) -> Path:
+    """A program, named as the last of its sources."""
     objects = [compiled(folder, compiler, source, [*isas.get(source.stem, ()), *extra]) for source in sources]
-    program = folder / "check_kernels"
-    run([compiler, "-static", *map(str, objects), "-o", str(program)])
+    program = folder / sources[-1].stem
+    run([compiler, *link, *map(str, objects), "-o", str(program)])
     return program
 
 
@@ -35,10 +60,10 @@ def run(command: Sequence[str]) -> str:
 
 
 def shared_symbols(folder: Path, nm: str) -> list[str]:
-    """Functions of the isa_*.o that a linker may replace by another file's, compiled for another CPU."""
+    """Functions of files for one CPU that a linker may replace by another file's, compiled for another CPU."""
     lines = [
         f"{file.name} {line}"
-        for file in sorted(folder.glob("isa_*.o"))
+        for file in sorted([*folder.glob("isa_*.o"), *folder.glob("training_*.o")])
         for line in run([nm, "-C", str(file)]).splitlines()
     ]
     return [line for line in lines if " W " in line]

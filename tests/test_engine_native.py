@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import random
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -604,3 +606,22 @@ def test_the_plan_is_what_the_engine_does() -> None:
     )
     with pytest.raises(CapacityError, match="do not hold"):
         plan(model.config, 1 << 20, model.kv_type, 1 << 20, 200, STEP)
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_process_ends_with_its_engine_open(busy: bool) -> None:
+    """Everything is let go of, so that nobody complains of leaks."""
+    ends = "next(engine.stream(Request(ids=text(20), options=Options(max_tokens=40))))" if busy else ""
+    script = f"""
+from random_networks import BLOCKY, network, text
+from geode import engine as engines
+from geode.engine.request import Request
+from geode.generate import Options
+from geode.native import executor
+
+engine = engines.open(executor.open(BLOCKY, network(BLOCKY, "Q8_0"), threads=1))
+print(len(engine.generate(Request(ids=text(20), options=Options(max_tokens=4))).tokens))
+{ends}
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "4\n", "")

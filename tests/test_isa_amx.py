@@ -8,13 +8,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from isa_build import CSRC, build, compiled, run, shared_symbols
+from isa_build import AVX2, AVX512, CSRC, VNNI, build, compiled, run, shared_symbols
 
 from geode.native import extension
 
-AVX2 = ["-mavx2", "-mfma", "-mf16c"]
-VNNI = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"]
-AVX512 = [*VNNI, "-mavx512bf16"]
 ISAS = {
     "isa_avx2": AVX2,
     "isa_avxvnni": [*AVX2, "-mavxvnni"],

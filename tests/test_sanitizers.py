@@ -1,11 +1,13 @@
-"""The native tests with the extension built under AddressSanitizer and UndefinedBehaviorSanitizer, then ThreadSanitizer.
+"""The passes of training, and in the slow test all of the native engine, built under AddressSanitizer and
+UndefinedBehaviorSanitizer, then ThreadSanitizer.
 
-pytest -m slow tests/test_sanitizers.py      about twenty minutes on two cores; do it when C++ changed
+pytest -m slow tests/test_sanitizers.py      about thirty minutes on two cores; do it when C++ changed
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -13,13 +15,27 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from isa_build import AVX2, AVX512, DOT, build_training, run
+
+from geode.native import extension
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-TESTS = ("test_native.py", "test_kernels.py", "test_head.py", "test_engine_adapters.py")
-WHOLE_PROCESSES = "fork or imports_no_framework or peak_memory"  # they run the installed extension
-
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("sanitizers")]
+TESTS = (
+    "test_native.py",
+    "test_kernels.py",
+    "test_head.py",
+    "test_engine_adapters.py",
+    "test_engine_native.py",
+    "test_training_kernels.py",
+)
+# These run the installed extension.
+WHOLE_PROCESSES = "fork or imports_no_framework or peak_memory or with_and_without or attention_over_spans"
+BOTH = [("address,undefined", "libasan.so"), ("thread", "libtsan.so")]
+TRAINING = {
+    "x86_64": {"training_avx2": AVX2, "training_avx512": AVX512},
+    "aarch64": {"training_neon": DOT},
+}
 
 ENVIRONMENT = {
     # Python keeps memory until it ends, and its own allocator hides blocks from the sanitizer.
@@ -33,7 +49,21 @@ ENVIRONMENT = {
 }
 
 
-@pytest.mark.parametrize(("sanitizers", "runtime"), [("address,undefined", "libasan.so"), ("thread", "libtsan.so")])
+@pytest.mark.parametrize(("sanitizers", "runtime"), BOTH)
+def test_passes_of_training(sanitizers: str, runtime: str, tmp_path: Path) -> None:
+    """Of every instruction set, on memory that ends where its numbers do; then threads that all want some at once."""
+    find_runtime(runtime)
+    flags = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-DGEODE_SANITIZED", "-O1", "-g"]
+    program = build_training(tmp_path, "g++", TRAINING.get(platform.machine(), {}), flags, flags[:1])
+    here = extension.module().isas() if extension.is_there() else ["portable"]
+    names = [name for name in ("avx512", "avx2", "neon", "portable") if name in here]
+    found = run(["env", "ASAN_OPTIONS=detect_leaks=0", str(program), *names])
+    assert found.splitlines() == [f"{name}: right" for name in names]
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("sanitizers")
+@pytest.mark.parametrize(("sanitizers", "runtime"), BOTH)
 def test_the_native_tests_pass(sanitizers: str, runtime: str, tmp_path: Path) -> None:
     library = find_runtime(runtime)
     extension = build(tmp_path, sanitizers)

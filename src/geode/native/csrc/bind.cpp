@@ -452,7 +452,7 @@ void unpack(const std::string& type, Bytes2 source, const std::string& out_type,
     });
 }
 
-// A framework's tensors come as addresses, which geode/native/training.py has checked.
+// A framework's tensors come as addresses, which geode/network/kernels_torch.py has checked.
 struct Passes {
     const Trainer& trainer;
     Crew crew;
@@ -466,11 +466,12 @@ struct Passes {
 
     static float* floats(size_t at) { return reinterpret_cast<float*>(at); }
     static void* any(size_t at) { return reinterpret_cast<void*>(at); }
+    static size_t rows_of_part(size_t columns) { return std::max<size_t>(1, NUMBERS / std::max<size_t>(1, columns)); }
 
     template <class Args>
     void run(void (*pass)(const Args&, Range), const Args& args, size_t rows, size_t columns) const {
         nb::gil_scoped_release free;
-        in_parts(crew, rows, std::max<size_t>(1, NUMBERS / columns), [&](size_t, Range mine) { pass(args, mine); });
+        in_parts(crew, rows, rows_of_part(columns), [&](size_t, Range mine) { pass(args, mine); });
     }
 
     void softmax(size_t z, size_t rows, size_t columns, float cap, size_t most, size_t total, size_t shrink) const {
@@ -489,7 +490,7 @@ struct Passes {
     void rms_norm_back(size_t x, size_t dy, size_t rows, size_t columns, size_t weight, size_t scale, size_t dx,
                        size_t d_weight) const {
         const RmsNormBack args{type, any(x), any(dy), columns, floats(weight), floats(scale), any(dx)};
-        const size_t part = std::max<size_t>(1, NUMBERS / columns), parts = (rows + part - 1) / part;
+        const size_t part = rows_of_part(columns), parts = (rows + part - 1) / part;
         std::vector<float> sums(d_weight ? parts * columns : 0);
         nb::gil_scoped_release free;
         in_parts(crew, rows, part, [&](size_t index, Range mine) {

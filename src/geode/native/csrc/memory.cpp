@@ -8,6 +8,9 @@
 #else
 #include <sys/mman.h>
 #include <unistd.h>
+#if defined(GEODE_SANITIZED)
+#include <sanitizer/asan_interface.h>
+#endif
 #endif
 
 namespace geode {
@@ -32,7 +35,21 @@ void forget_pages(const void*, size_t) {}
 namespace {
 constexpr size_t HUGE_PAGE = size_t{1} << 21;
 
-size_t mapped_size(size_t size) { return size >= HUGE_PAGE ? size + HUGE_PAGE : size; }
+// AddressSanitizer knows no bounds inside of mappings, so they get a fence at their end.
+#if defined(GEODE_SANITIZED)
+constexpr size_t FENCE = 4096;
+void raise_fence(const uint8_t* at, size_t size) { ASAN_POISON_MEMORY_REGION(at, size); }
+void take_fence(const uint8_t* at, size_t size) { ASAN_UNPOISON_MEMORY_REGION(at, size); }
+#else
+constexpr size_t FENCE = 0;
+void raise_fence(const uint8_t*, size_t) {}
+void take_fence(const uint8_t*, size_t) {}
+#endif
+
+size_t whole_pages(size_t size) {
+    const size_t page = sysconf(_SC_PAGESIZE);
+    return (size + FENCE + page - 1) / page * page;
+}
 
 // Huge pages want an address that they divide; the slack in front costs no memory, for nobody touches it.
 uint8_t* aligned(uint8_t* at, size_t size) {
@@ -48,22 +65,25 @@ Buffer::Buffer(size_t size) : size_(size) {
 #ifdef MAP_NORESERVE
     flags |= MAP_NORESERVE;
 #endif
-    void* at = mmap(nullptr, mapped_size(size), PROT_READ | PROT_WRITE, flags, -1, 0);
+    const size_t room = whole_pages(size), mapped = size >= HUGE_PAGE ? room + HUGE_PAGE : room;
+    void* at = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, flags, -1, 0);
     if (at == MAP_FAILED) throw std::bad_alloc();
     uint8_t* begin = static_cast<uint8_t*>(at);
     data_ = aligned(begin, size);
+    uint8_t *end = data_ + room, *limit = begin + mapped;
     if (size_t front = data_ - begin) munmap(begin, front);
-    size_t page = sysconf(_SC_PAGESIZE);
-    uint8_t* end = data_ + (size + page - 1) / page * page;
-    uint8_t* limit = begin + (mapped_size(size) + page - 1) / page * page;
     if (limit > end) munmap(end, limit - end);
+    raise_fence(data_ + size, room - size);
 #ifdef MADV_HUGEPAGE
     if (size >= HUGE_PAGE) madvise(data_, size, MADV_HUGEPAGE);
 #endif
 }
 
 void Buffer::release() {
-    if (data_) munmap(data_, size_);
+    if (!data_) return;
+    const size_t room = whole_pages(size_);
+    take_fence(data_ + size_, room - size_);
+    munmap(data_, room);
     data_ = nullptr;
 }
 

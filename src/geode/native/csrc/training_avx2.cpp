@@ -1,8 +1,8 @@
 #include "training.h"
 
 #if defined(__AVX2__)
-#include "simd_avx2.h"
 #include "training.inl"
+#include "simd_avx2.h"
 #endif
 
 namespace geode {

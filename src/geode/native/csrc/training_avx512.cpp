@@ -1,8 +1,8 @@
 #include "training.h"
 
 #if defined(__AVX512BF16__)
-#include "simd_avx512.h"
 #include "training.inl"
+#include "simd_avx512.h"
 #endif
 
 namespace geode {

@@ -1,8 +1,8 @@
 #include "training.h"
 
 #if defined(__ARM_FEATURE_DOTPROD)
-#include "simd_neon.h"
 #include "training.inl"
+#include "simd_neon.h"
 #endif
 
 namespace geode {
