@@ -146,11 +146,74 @@ def test_tokens_are_counted(client: Any) -> None:
     assert more.input_tokens > counted.input_tokens
 
 
+def test_what_asks_for_nothing_is_taken(client: Any) -> None:
+    empty = {"mcp_servers": [], "fallbacks": [], "context_management": {"edits": []}, "speed": "standard"}
+    tool = {"name": "other", "input_schema": {"type": "object"}, "input_examples": []}
+    tool |= {"defer_loading": False, "allowed_callers": ["direct"]}
+    for more in (empty, {"thread": None, "container": None}):
+        found = client.beta.messages.create(
+            model="fake",
+            max_tokens=200,
+            messages=[{"role": "user", "content": "Hi"}],
+            tools=[tool],
+            betas=["context-management-2025-06-27", "mcp-client-2025-11-20"],
+            extra_body=more,
+        )
+        assert found.content[0].text == "Hello, friend. Bye."
+
+
+def test_what_is_beta_matters_not(live: Live) -> None:
+    body = {"model": "fake", "max_tokens": 50, "messages": [{"role": "user", "content": "Hi"}]}
+    beta = {"anthropic-beta": "message-threads-2026-08-12,other", "anthropic-version": "2023-06-01"}
+    for path, headers in (("/v1/messages?beta=true", beta), ("/v1/messages", {})):
+        found = httpx.post(live.url + path, json=body, headers=headers)
+        assert found.json()["content"] == [{"type": "text", "text": "Hello, friend. Bye."}]
+
+
+# Threads, which newer clients ask for
+
+
+def weather(city: str) -> str:
+    """The weather of a city
+
+    Args:
+        city: its name
+    """
+    return f"Rain in {city}"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_clients_tool_runner(client: Any, stream: bool) -> None:
+    runner = client.beta.messages.tool_runner(
+        model="fake",
+        max_tokens=200,
+        tools=[anthropic.beta_tool(weather)],
+        messages=[{"role": "user", "content": "What is the weather in Oslo?"}],
+        stream=stream,
+    )
+    said = [each.get_final_message() if stream else each for each in runner]
+    assert [each.stop_reason for each in said] == ["tool_use", "end_turn"]
+    assert said[-1].content[-1].text == "It rains." and "Rain in Oslo" in says.prompts[-1]
+
+
+@pytest.mark.parametrize("thread", [{"type": "create"}, {"type": "continue", "previous_message_id": "msg_1"}, True])
+def test_a_thread_is_refused_as_clients_expect(live: Live, thread: Any) -> None:
+    body = {"model": "fake", "max_tokens": 50, "messages": [{"role": "user", "content": "Hi"}], "thread": thread}
+    found = httpx.post(f"{live.url}/v1/messages?beta=true", json=body)
+    error = found.json()["error"]
+    assert found.status_code == 400 and error["type"] == "invalid_request_error" and "'thread'" in error["message"]
+    assert error["details"] == {"error_code": "thread_unsupported_request"}
+    other = httpx.post(f"{live.url}/v1/messages", json=body | {"thread": None, "max_tokens": 0})
+    assert other.json()["error"]["details"] is None
+
+
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
 BAD = [
     ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking"),
     ({"extra_body": {"container": "x"}}, "container"),
-    ({"extra_body": {"mcp_servers": []}}, "mcp_servers"),
+    ({"extra_body": {"mcp_servers": [{"type": "url", "url": "http://a", "name": "a"}]}}, "mcp_servers"),
+    ({"extra_body": {"context_management": {"edits": [{"type": "compact_20260112"}]}}}, "context_management.edits"),
+    ({"extra_body": {"speed": "fast"}}, "not 'fast'"),
     ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools"),
     ({"tool_choice": {"type": "any"}}, "tool_choice"),
     ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "none"}}, "tool_choice"),

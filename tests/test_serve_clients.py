@@ -112,3 +112,16 @@ def test_images_are_refused_by_name(live: Live) -> None:
     talk = [{"role": "user", "content": "See", "images": ["AA"]}]
     found = sent(live, "/api/chat", 400, model="fake", messages=talk)
     assert "images" in found["error"] and "empty" in found["error"]
+
+
+def test_answers_are_sent_back_by_their_ids(live: Live) -> None:
+    """As Vercel's AI SDK does."""
+    asked = {"role": "user", "content": "Hi"}
+    first = sent(live, "/v1/responses", model="fake", input=[asked])
+    said = first["output"][0]
+    whole = sent(live, "/v1/responses", model="fake", input=[asked, {"role": "assistant", "content": "Hello!"}, asked])
+    referred = {"type": "item_reference", "id": said["id"]}
+    found = sent(live, "/v1/responses", model="fake", input=[asked, referred, asked])
+    assert found["usage"]["input_tokens"] == whole["usage"]["input_tokens"]
+    HTTP.delete(f"{live.url}/v1/responses/{first['id']}").raise_for_status()
+    assert said["id"] in sent(live, "/v1/responses", 404, input=[asked, referred])["error"]["message"]

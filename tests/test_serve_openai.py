@@ -275,6 +275,46 @@ def test_tools_that_must_not_be_called_are_not(client: Any) -> None:
     assert found.choices[0].finish_reason == "stop"
 
 
+NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
+OTHER = {"type": "function", "function": {"name": "other", "parameters": NOTHING}}
+
+
+def only(mode: str, *names: str) -> dict[str, Any]:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    choice = {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+    return {"tools": [OTHER, LOOK], "tool_choice": choice}
+
+
+def test_only_some_tools_may_be_called(client: Any, live: Live) -> None:
+    pytest.importorskip("llguidance")
+    talk = [{"role": "user", "content": "Weather?"}]
+    found = client.chat.completions.create(model="fake", messages=talk, **only("auto", "look")).choices[0]
+    assert [call.function.name for call in found.message.tool_calls] == ["look"]
+    found = client.chat.completions.create(model="fake", messages=talk, **only("auto", "other")).choices[0]
+    assert found.message.tool_calls is None and found.finish_reason == "stop"
+    must = only("required", "other") | {"parallel_tool_calls": False, "max_tokens": 100}
+    made = client.chat.completions.create(model="tiny", messages=HI, **must).choices[0].message
+    assert [call.function.name for call in made.tool_calls] == ["other"]
+    told = post(live, "/apply-template", model="tiny", messages=talk, **only("auto", "look"))["prompt"]
+    assert '"look"' in told and '"other"' not in told
+
+
+@pytest.mark.parametrize(
+    ("choice", "param", "said"),
+    [
+        (only("auto", "look", "third"), "tool_choice", "'third' is none"),
+        (only("auto"), "tool_choice.allowed_tools.tools", "at least 1"),
+        (only("none", "look"), "tool_choice.allowed_tools.mode", "not 'none'"),
+        (only("required", "look") | {"tools": None}, "tool_choice", "no tools"),
+        ({"tools": [LOOK], "tool_choice": {"type": "some"}}, "tool_choice", "not 'some'"),
+    ],
+)
+def test_a_wrong_choice_is_refused(live: Live, choice: dict[str, Any], param: str, said: str) -> None:
+    found = HTTP.post(f"{live.url}/v1/chat/completions", json={"model": "fake", "messages": HI, **choice})
+    error = found.json()["error"]
+    assert found.status_code == 400 and error["param"] == param and said in error["message"]
+
+
 FORMATS: list[tuple[dict[str, Any], str]] = [
     ({"response_format": {"type": "regex", "regex": "(ab|cd){2}"}}, "(ab|cd){2}"),
     ({"response_format": {"type": "grammar", "grammar": 'start: "yes" | "no"'}}, "yes|no"),

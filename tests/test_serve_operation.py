@@ -185,7 +185,8 @@ def test_a_keys_own_limit(locked: Live) -> None:
     bob = {"authorization": "Bearer secret-of-bob"}
     assert [chat(locked, bob).status_code for _ in range(3)] == [200, 200, 429]
     last = chat(locked, bob)
-    assert int(last.headers["retry-after"]) >= 1 and last.json()["error"]["type"] == "rate_limit_error"
+    error, wait = last.json()["error"], int(last.headers["retry-after"])
+    assert wait >= 1 and error["type"] == "rate_limit_error" and f"Try again in {wait} s." in error["message"]
     assert httpx.get(f"{locked.url}/v1/models", headers=bob).status_code == 200  # looking costs nothing
     assert chat(locked, {"x-api-key": "secret-of-alice"}).status_code == 200
 
@@ -205,6 +206,7 @@ def test_buckets_fill_again() -> None:
     with pytest.raises(TooMany) as caught:
         meter.enter("a", limits)
     assert caught.value.retry_after == pytest.approx(60.1)
+    assert "Try again in 61 s." in str(caught.value)  # whole seconds, as `retry-after` has them, and not too few
     meter.enter("b", limits)  # which is another client
     now[0] = 61
     meter.enter("a", limits)
@@ -545,7 +547,7 @@ def test_memory_that_is_short_and_queues_that_are_full_have_their_own_statuses()
     from geode.serve.problems import problem_of
 
     for error, status, wait in (
-        (TooMany("Too many.", 2.4), 429, "2"),
+        (TooMany("Too many.", 2.4), 429, "3"),
         (CapacityError("No room now.", 5), 503, "5"),
         (CapacityError("No room ever."), 503, None),
     ):

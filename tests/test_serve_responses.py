@@ -108,6 +108,27 @@ def test_a_streamed_call(client: Any) -> None:
     assert events[-1].response.output[-1].name == "weather"
 
 
+OTHER = FUNCTION | {"name": "other"}
+
+
+def only(mode: str, *names: str) -> dict[str, Any]:
+    tools = [{"type": "function", "name": name} for name in names]
+    return {"tools": [OTHER, FUNCTION], "tool_choice": {"type": "allowed_tools", "mode": mode, "tools": tools}}
+
+
+def test_only_some_tools_may_be_called(client: Any) -> None:
+    for mode in ("auto", "required"):
+        found = ask(client, "weather?", **only(mode, "weather"))
+        assert found.output[-1].name == "weather" and '"other"' not in says.prompts[-1]
+        assert found.tool_choice.tools == [{"type": "function", "name": "weather"}]
+        assert [tool.name for tool in found.tools] == ["other", "weather"]
+    found = ask(client, "weather?", **only("auto", "other"))
+    assert not [item for item in found.output if item.type == "function_call"]
+    with pytest.raises(openai.BadRequestError, match="'third' is none") as caught:
+        ask(client, **only("auto", "weather", "third"))
+    assert caught.value.param == "tool_choice"
+
+
 def test_json_by_a_schema(client: Any) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
     shape = {"format": {"type": "json_schema", "name": "a", "schema": schema, "strict": True}}
@@ -146,6 +167,61 @@ def test_what_is_not_to_be_stored_is_not(client: Any) -> None:
     assert client.responses.retrieve(streamed.id).output_text == "Hello."
 
 
+def test_what_led_to_a_response_is_listed(client: Any) -> None:
+    asked = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": [{"type": "text", "text": "Yes?"}]}]
+    first = ask(client, [*asked, {"role": "user", "content": "weather?", "id": "msg_mine"}], tools=[FUNCTION])
+    call = first.output[-1]
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "Rain"}
+    then = ask(client, [result], previous_response_id=first.id, tools=[FUNCTION])
+    found = list(client.responses.input_items.list(then.id, order="asc", limit=2))  # the client asks again for the rest
+    kinds = ["message", "message", "message", "function_call", "function_call_output"]
+    assert [item.type for item in found] == kinds
+    assert [item.content[0].type for item in found[:3]] == ["input_text", "output_text", "input_text"]
+    assert found[1].content[0].text == "Yes?" and found[2].id == "msg_mine" and found[-1].output == "Rain"
+    assert found[-2].id == call.id and len({item.id for item in found}) == len(found)
+    newest = client.responses.input_items.list(then.id, limit=1)
+    assert [item.id for item in newest.data] == [found[-1].id] and newest.has_more
+    rest = client.responses.input_items.list(then.id, order="desc", after=found[1].id)
+    assert [item.id for item in rest.data] == [found[0].id] and not rest.has_more
+    assert not client.responses.input_items.list(then.id, after=found[0].id).data
+    assert [item.id for item in client.responses.input_items.list(first.id)] == [item.id for item in found[2::-1]]
+
+
+@pytest.mark.parametrize(
+    ("query", "param"), [("limit=0", "limit"), ("order=up", "order"), ("after=x", "after"), ("include=x", "include")]
+)
+def test_a_wrong_list_is_refused(live: Live, client: Any, query: str, param: str) -> None:
+    address = f"{live.url}/v1/responses/{ask(client).id}"
+    found = httpx.get(f"{address}/input_items?{query}")
+    assert found.status_code == 400 and found.json()["error"]["param"] == param
+    assert httpx.get(f"{live.url}/v1/responses/resp_none/input_items").status_code == 404
+    assert httpx.get(f"{address}?stream=true").json()["error"]["param"] == "stream"
+    assert httpx.get(f"{address}?api-version=1").status_code == 200
+
+
+def test_what_is_over_is_not_cancelled(client: Any) -> None:
+    found = ask(client)
+    with pytest.raises(openai.BadRequestError, match="background") as caught:
+        client.responses.cancel(found.id)
+    assert caught.value.type == "invalid_request_error"
+    with pytest.raises(openai.NotFoundError):
+        client.responses.cancel("resp_none")
+    assert client.responses.retrieve(found.id).status == "completed"
+
+
+def test_tokens_are_counted(client: Any) -> None:
+    asked: dict[str, Any] = {"model": "fake", "input": "Hi", "instructions": "Brief."}
+    first = client.responses.create(**asked)
+    for more in ({}, {"tools": [FUNCTION]}, {"previous_response_id": first.id}, only("auto", "weather")):
+        counted = client.responses.input_tokens.count(**asked, **more)
+        assert counted.object == "response.input_tokens"
+        assert counted.input_tokens == client.responses.create(**asked, **more).usage.input_tokens
+    with pytest.raises(openai.NotFoundError):
+        client.responses.input_tokens.count(**asked | {"model": "none"})
+    with pytest.raises(openai.BadRequestError, match="truncation"):
+        client.responses.input_tokens.count(**asked, truncation="auto")
+
+
 def test_what_is_kept_has_a_bound(live: Live, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from geode.serve import responses_store
 
@@ -173,8 +249,12 @@ def test_nobody_reads_what_another_client_said() -> None:
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"reasoning": {"effort": "high"}}, "reasoning.effort"),
-    ({"background": True}, "background"),
+    ({"background": True}, "'background' is wrong: it should be false, not true"),
+    ({"max_tool_calls": 3}, "'max_tool_calls' is wrong: it should be null or left out, not 3"),
+    ({"truncation": "some"}, "not 'some'"),
     ({"conversation": "c"}, "conversation"),
+    ({"prompt": {"id": "p"}}, "'prompt' is wrong: it should be null or left out, not an object"),
+    ({"tools": [FUNCTION], "tool_choice": {"type": "allowed_tools", "mode": "none", "tools": []}}, "mode"),
     ({"tools": [{"type": "web_search"}]}, "tools"),
     ({"tool_choice": "required"}, "tool_choice"),
     ({"max_output_tokens": 0}, "max_output_tokens"),

@@ -6,9 +6,11 @@ What a request means is not known here.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import re
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +46,11 @@ def add(verbs: Any) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    with _ends_at_sigterm():
+        return _serve(args)
+
+
+def _serve(args: argparse.Namespace) -> int:
     from ..serve import logs, run
 
     settings = _settings(args)
@@ -57,6 +64,17 @@ def main(args: argparse.Namespace) -> int:
     screen.note(f"Loading {', '.join(source.name for source in settings.models)} for {server.url}")
     server.run()
     return 0
+
+
+@contextlib.contextmanager
+def _ends_at_sigterm() -> Iterator[None]:
+    """SIGTERM while models are fetched and loaded is as Ctrl-C: else the first process of a container, which the
+    kernel shields, would not hear it."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _add_models(group: Any) -> None:
@@ -187,6 +205,7 @@ def _models(args: argparse.Namespace, found: Contract | None) -> tuple[Source, .
     if not sources and found is not None and found.storage is not None:
         from ..serve import contract
 
+        screen.note(f"Taking the model from {found.storage}")
         sources = [Source("model", str(contract.model(found.storage)))]
     if not sources:
         sources = [source(ASSISTANT)]

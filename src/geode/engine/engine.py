@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
+import math
 import queue
 import threading
 from collections import deque
@@ -303,8 +304,8 @@ class Engine:
         running, begins = len(self._scheduler.running), self._inside < self.runner.most and not self._scheduler.waiting
         waiting = self._inside - running
         if waiting >= self.max_waiting and not begins:
-            wait = min(60.0, max(1.0, self._pace * waiting / max(1, running)))
-            raise TooMany(f"{waiting} requests wait already. Ask again in {wait:.0f} seconds.", wait)
+            wait = math.ceil(min(60.0, max(1.0, self._pace * waiting / max(1, running))))
+            raise TooMany(f"{waiting} requests wait already. Ask again in {wait} s.", wait)
 
     def _promised(self, sequence: Embedding | Scoring) -> Future[Any]:
         """What is asked for, once it is there; cancelled, nothing more is run for it."""

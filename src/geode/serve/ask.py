@@ -66,6 +66,14 @@ def choice_of(names: Sequence[str], word: str | None, name: str | None = None) -
     return name or word or "auto"
 
 
+def allowed(tools: Sequence[Tool], names: Sequence[str]) -> list[Tool]:
+    """Those of some tools that have one of these names. Raises OptionError for a name that none has."""
+    for name in names:
+        if all(name != tool.name for tool in tools):
+            raise OptionError(f"tool_choice must be of the tools; {name!r} is none.")
+    return [tool for tool in tools if tool.name in names]
+
+
 def as_call(id: str | None, name: str, arguments: str) -> dict[str, Any]:
     """A call as messages for chat templates hold it, and OpenAI's interface; `arguments` is a JSON text."""
     return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}

@@ -6,7 +6,9 @@ cloud.google.com/vertex-ai/docs/predictions/custom-container-requirements.
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,7 +45,7 @@ ROUTES = {"AIP_HEALTH_ROUTE": "/health", "AIP_PREDICT_ROUTE": "/predict"}
 
 
 def model(uri: str) -> Path:
-    """The model at AIP_STORAGE_URI: a local path, or a folder of Cloud Storage, which is copied to this machine.
+    """The model at AIP_STORAGE_URI: a local path, or a folder of Cloud Storage, which is copied for this process.
 
     Raises OptionError, MissingExtra, DownloadError.
     """
@@ -52,7 +54,10 @@ def model(uri: str) -> Path:
             raise OptionError(f"AIP_STORAGE_URI must be gs://BUCKET/FOLDER or a local path; got {uri!r}.")
         return _only(Path(uri))
     bucket, _, folder = uri.removeprefix("gs://").partition("/")
+    if not bucket:
+        raise OptionError(f"AIP_STORAGE_URI must be gs://BUCKET/FOLDER or a local path; got {uri!r}.")
     place = Path(tempfile.mkdtemp(prefix="geode-model-"))
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
     _copy(bucket, folder.rstrip("/"), place)
     return _only(place)
 
@@ -70,9 +75,10 @@ def _copy(bucket: str, folder: str, place: Path) -> None:
     except OSError as error:
         raise DownloadError(f"gs://{bucket}/{folder} cannot be copied: {error.strerror or error}.") from None
     except Exception as error:  # the client's own errors have no common base that could be named without it
-        raise DownloadError(f"gs://{bucket}/{folder} cannot be copied: {type(error).__name__}: {error}.") from None
+        said = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".:")
+        raise DownloadError(f"gs://{bucket}/{folder} cannot be copied: {said}.") from None
     if not blobs:
-        raise DownloadError(f"There are no files at gs://{bucket}/{folder}.")
+        raise DownloadError(f"There are no files in the folder gs://{bucket}/{folder}.")
 
 
 def _inside(place: Path, name: str) -> str:

@@ -21,6 +21,9 @@ ANSWERS: dict[tuple[str, str], tuple[str, tuple[str, ...]]] = {
     ("post", "/v1/responses"): ("id object created_at status model output usage", (JSON, EVENTS)),
     ("get", "/v1/responses/{response_id}"): ("id object created_at status model output usage", (JSON,)),
     ("delete", "/v1/responses/{response_id}"): ("id object deleted", (JSON,)),
+    ("get", "/v1/responses/{response_id}/input_items"): ("object data first_id last_id has_more", (JSON,)),
+    ("post", "/v1/responses/{response_id}/cancel"): ("", (JSON,)),
+    ("post", "/v1/responses/input_tokens"): ("object input_tokens", (JSON,)),
     ("post", "/v1/messages"): ("id type role model content stop_reason stop_sequence usage", (JSON, EVENTS)),
     ("post", "/v1/messages/count_tokens"): ("input_tokens", (JSON,)),
     ("post", "/tokenize"): ("tokens count max_model_len", (JSON,)),
@@ -83,8 +86,8 @@ def _error(path: str) -> dict[str, Any]:
 
 
 def _like(sample: Any) -> dict[str, Any]:
-    """The schema of values like this one; where it has nothing, others may have a text."""
+    """The schema of values like this one; where it has nothing, others may have a text or an object."""
     if isinstance(sample, dict):
         properties = {name: _like(value) for name, value in sample.items()}
         return {"type": "object", "required": [*sample], "properties": properties, "additionalProperties": False}
-    return {"type": "string" if isinstance(sample, str) else ["string", "null"]}
+    return {"type": "string" if isinstance(sample, str) else ["string", "object", "null"]}

@@ -56,6 +56,10 @@ class Gate:
         self._watch.begins(record)
         try:
             await self._pass(scope, receive, _noting(record, send), record)
+        except asyncio.CancelledError:
+            if not self.draining:
+                raise
+            record.error = "Stopped"  # the time to drain is over: the connection is closed, and the log tells why
         finally:
             self.running -= 1
             _finish(record, scope)

@@ -5,6 +5,7 @@ Who a client is, and HTTP, are not known here.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -79,7 +80,8 @@ class _Bucket:
             return
         wait = max((max(need, 1) - there) * 60 / most, 0.001)
         raise TooMany(
-            f"This client's limit is {most} {what} a minute, and it is used up. Try again in {wait:.0f} s.", wait
+            f"This client's limit is {most} {what} a minute, and it is used up. Try again in {math.ceil(wait)} s.",
+            wait,
         )
 
     def take(self, most: int | None, count: int, now: float) -> None:

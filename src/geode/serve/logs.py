@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from .record import RECORD, Record
 
-NAMES = ("geode.serve", "geode.engine", "uvicorn", "uvicorn.error")
+NAMES = ("geode.serve", "geode.engine", "uvicorn", "uvicorn.error", "opentelemetry")
 QUIET = frozenset({"/health", "/ready", "/metrics"})  # asked every few seconds by machines
 log = logging.getLogger("geode.serve.requests")
 
@@ -27,7 +27,7 @@ def setup(style: str, prompts: bool, out: IO[str] | None = None) -> None:
         logger = logging.getLogger(name)
         logger.handlers = [handler] if "." not in name or name.startswith("geode") else []
         logger.propagate = bool(not logger.handlers)
-        logger.setLevel(logging.WARNING if name.startswith("uvicorn") else logging.INFO)
+        logger.setLevel(logging.INFO if name.startswith("geode") else logging.WARNING)
 
 
 class Requests:

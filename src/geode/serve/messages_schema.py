@@ -62,6 +62,9 @@ class ToolSpec(Cached):
     input_schema: dict[str, Any]
     strict: bool = False
     eager_input_streaming: bool | None = None
+    defer_loading: Literal[False] | None = None
+    allowed_callers: list[Literal["direct"]] | None = None
+    input_examples: Annotated[list[Any], Field(max_length=0)] | None = None
 
 
 class Choice(Body):
@@ -83,6 +86,10 @@ class Output(Body):
     format: JsonFormat | None = None
 
 
+class ContextEdits(Body):
+    edits: Annotated[list[Any], Field(max_length=0)] | None = None
+
+
 class Metadata(Body):
     user_id: str | None = None
 
@@ -98,6 +105,9 @@ class Talk(Body):
     thinking: Off | None = None
     output_config: Output | None = None
     cache_control: CacheControl | None = None
+    mcp_servers: Annotated[list[Any], Field(max_length=0)] | None = None
+    context_management: ContextEdits | None = None
+    speed: Literal["standard"] | None = None
 
 
 class MessagesBody(Talk):
@@ -111,3 +121,5 @@ class MessagesBody(Talk):
     top_k: Annotated[int, Field(ge=0)] | None = None
     metadata: Metadata | None = None
     service_tier: Literal["auto", "standard_only"] | None = None
+    thread: None = None
+    fallbacks: Annotated[list[Any], Field(max_length=0)] | None = None

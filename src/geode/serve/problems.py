@@ -5,7 +5,9 @@ What an API's answers look like is not known here, nor how one is made.
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +32,7 @@ from .http import Json
 from .record import current
 
 BAD = "invalid_json"
+NO_THREADS = "thread_unsupported_request"  # Anthropic's word, at which its client sends the whole conversation itself
 log = logging.getLogger("geode.serve")
 
 
@@ -54,7 +57,8 @@ def anthropic_shape(problem: Problem) -> dict[str, Any]:
     kind = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large"}
     kind |= {429: "rate_limit_error", 503: "overloaded_error", 529: "overloaded_error"}
     name = kind.get(problem.status, "invalid_request_error" if problem.status < 500 else "api_error")
-    return {"type": "error", "error": {"type": name, "message": problem.message}}
+    details = {"error_code": NO_THREADS} if problem.param == "thread" else None
+    return {"type": "error", "error": {"type": name, "message": problem.message, "details": details}}
 
 
 def ollama_shape(problem: Problem) -> dict[str, Any]:
@@ -114,7 +118,7 @@ async def _to_nobody(request: Request, error: Exception) -> Response:
 def _geode_problem(error: GeodeError) -> Problem:
     message = str(error)
     if isinstance(error, CapacityError):
-        headers = {} if error.retry_after is None else {"retry-after": str(max(1, round(error.retry_after)))}
+        headers = {} if error.retry_after is None else {"retry-after": str(max(1, math.ceil(error.retry_after)))}
         status, code = (429, "rate_limit_exceeded") if isinstance(error, TooMany) else (503, "overloaded")
         return Problem(status, message, code, headers=headers)
     for kind, status, code in KINDS:
@@ -158,7 +162,8 @@ def _invalid(error: RequestValidationError) -> Problem:
         return Problem(400, f"The body is no JSON: {first['ctx']['error']} at {first['loc'][-1]}.", BAD)
     if isinstance(error.body, bytes):  # FastAPI parses nothing else
         return Problem(415, "The body must be JSON, sent with 'content-type: application/json'.", BAD)
-    paths = [(_path(each["loc"], error.body), each) for each in found if each["loc"][:2] == first["loc"][:2]]
+    sent = error.body if first["loc"][0] == "body" else {}
+    paths = [(_path(each["loc"], sent), each) for each in found if each["loc"][:2] == first["loc"][:2]]
     path, first = max(paths, key=lambda pair: pair[0].count("."))
     if first["type"] == "extra_forbidden":
         return Problem(400, f"The field '{path}' is not supported here. Leave it out.", "unsupported_field", path)
@@ -172,10 +177,11 @@ def _invalid(error: RequestValidationError) -> Problem:
 
 
 def _path(places: Sequence[Any], body: Any) -> str:
-    """The places that exist in the body, or are the last: what lies between names alternatives of a type."""
+    """The places that exist in the body, or are the last: what lies between names alternatives of a type. The first
+    says where all are: in the body, or in the address."""
     names: list[str] = []
     at = body
-    rest = [place for place in places if place != "body"]
+    rest = places[1:]
     for i, place in enumerate(rest):
         known = place in at if isinstance(at, Mapping) else isinstance(at, list) and isinstance(place, int)
         if known:
@@ -194,7 +200,22 @@ def _said(error: Mapping[str, Any]) -> str:
         return "it should be empty: nothing that could be in it is supported here"
     if error["type"] == "union_tag_invalid":
         return f"it should be one of {error['ctx']['expected_tags']}, not {error['ctx']['tag'][:100]!r}"
-    if error["type"] == "literal_error" and isinstance(error["input"], str):
-        return f"it should be {error['ctx']['expected']}, not {error['input'][:100]!r}"
+    if error["type"] == "literal_error":
+        expected = str(error["ctx"]["expected"])
+        return f"it should be {WORDS.get(expected, expected)}, not {_shown(error['input'])}"
+    if error["type"] == "none_required":
+        return f"it should be null or left out, not {_shown(error['input'])}; nothing else is supported here"
     message = str(error["msg"]).removeprefix("Value error, ")
     return message.replace("Input should be", "it should be").rstrip(".")
+
+
+WORDS = {"True": "true", "False": "false"}  # as JSON has them
+
+
+def _shown(value: Any) -> str:
+    """A value for a message: one that is large by its kind."""
+    if isinstance(value, str):
+        return repr(value[:100])
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    return json.dumps(value)[:100]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import ConfigDict, Discriminator, Field, Tag
 
+from .ask import Tool, allowed, choice_of
 from .schema import MOST_LIKELY, Body, Function, Neutral
 
 
@@ -48,14 +49,23 @@ class FunctionOutput(Body):
     status: str | None = None
 
 
+class Reference(Body):
+    """An item of a response that was kept, by its id: clients send it for what was answered before."""
+
+    type: Literal["item_reference"]
+    id: str
+
+
 def _kind(item: Any) -> str | None:
     return item.get("type", "message") if isinstance(item, dict) else getattr(item, "type", None)
 
 
-Item = Annotated[
+Item = Message | FunctionCall | FunctionOutput
+Sent = Annotated[
     Annotated[Message, Tag("message")]
     | Annotated[FunctionCall, Tag("function_call")]
-    | Annotated[FunctionOutput, Tag("function_call_output")],
+    | Annotated[FunctionOutput, Tag("function_call_output")]
+    | Annotated[Reference, Tag("item_reference")],
     Discriminator(_kind),
 ]
 
@@ -64,11 +74,22 @@ class FlatFunction(Function):
     """A tool: here its type stands among its fields."""
 
     type: Literal["function"]
+    defer_loading: Literal[False] | None = None
+    allowed_callers: list[Literal["direct"]] | None = None
 
 
 class Named(Body):
     type: Literal["function"]
     name: str
+
+
+class AllowedChoice(Body):
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[Named], Field(min_length=1)]
+
+
+ToolChoice = Annotated[Named | AllowedChoice, Field(discriminator="type")]
 
 
 class PlainFormat(Body):
@@ -99,29 +120,56 @@ class NoReasoning(Body):
     summary: None = None
 
 
-class ResponseBody(Neutral):
-    """POST /v1/responses."""
+class Talk(Body):
+    """What a prompt is made of, and how the answer is to look."""
 
     model: str | None = None
-    input: str | Annotated[list[Item], Field(min_length=1)]
+    input: str | Annotated[list[Sent], Field(min_length=1)]
     instructions: str | None = None
+    previous_response_id: str | None = None
+    tools: list[FlatFunction] | None = None
+    tool_choice: Literal["auto", "none", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    text: TextSettings | None = None
+    reasoning: NoReasoning | None = None
+    conversation: None = None
+
+    @property
+    def choice(self) -> str:
+        """`Ask.tool_choice`. Raises OptionError."""
+        names, choice = [tool.name for tool in self.tools or ()], self.tool_choice
+        if isinstance(choice, Named):
+            return choice_of(names, None, choice.name)
+        return choice_of(names, choice.mode if isinstance(choice, AllowedChoice) else choice)
+
+    @property
+    def offered(self) -> list[Tool]:
+        """The tools that may be called. Raises OptionError."""
+        tools = [tool.tool() for tool in self.tools or ()]
+        if not isinstance(self.tool_choice, AllowedChoice):
+            return tools
+        return allowed(tools, [tool.name for tool in self.tool_choice.tools])
+
+
+class TokensBody(Talk):
+    """POST /v1/responses/input_tokens."""
+
+    truncation: Literal["disabled"] | None = None
+
+
+class ResponseBody(Talk, Neutral):
+    """POST /v1/responses."""
+
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: float | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LIKELY)] | None = None
     include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
-    tools: list[FlatFunction] | None = None
-    tool_choice: Literal["auto", "none", "required"] | Named | None = None
-    parallel_tool_calls: bool | None = None
-    text: TextSettings | None = None
     stream: bool | None = None
     stream_options: StreamSettings | None = None
     store: bool | None = None  # type: ignore[assignment]
-    previous_response_id: str | None = None
     truncation: Literal["auto", "disabled"] | None = None
-    reasoning: NoReasoning | None = None
     background: Literal[False] | None = None
-    conversation: None = None
     prompt: None = None
     max_tool_calls: None = None
 
@@ -129,6 +177,22 @@ class ResponseBody(Neutral):
     def logprobs(self) -> bool:
         """Whether the answer's are asked for."""
         return bool(self.top_logprobs) or "message.output_text.logprobs" in (self.include or ())
+
+
+class ReadQuery(Body):
+    """GET /v1/responses/{response_id}: from an address all comes as text."""
+
+    model_config = ConfigDict(strict=False)
+
+    api_version: str | None = Field(None, alias="api-version")
+
+
+class ItemsQuery(ReadQuery):
+    """GET /v1/responses/{response_id}/input_items."""
+
+    after: str | None = None
+    limit: Annotated[int, Field(ge=1, le=100)] = 20
+    order: Literal["asc", "desc"] = "desc"
 
 
 def joined(content: str | list[Part]) -> str:

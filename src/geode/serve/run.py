@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
-import math
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 BACKLOG = 2048  # connections that wait to be accepted
 KEEP_ALIVE = 75  # seconds that a connection may rest between two requests
+LOOK = 0.05  # seconds between two looks at whether the last answer has ended
+PARTING = 1  # second for the last bytes of answers
 log = logging.getLogger("geode.serve")
 
 
@@ -63,7 +66,7 @@ class Server:
             proxy_headers=False,
             backlog=BACKLOG,
             timeout_keep_alive=KEEP_ALIVE,
-            timeout_graceful_shutdown=math.ceil(settings.drain),
+            timeout_graceful_shutdown=PARTING,
             ssl_certfile=settings.tls_cert,
             ssl_keyfile=settings.tls_key,
             lifespan="on",
@@ -107,9 +110,17 @@ class Server:
         if self.gate.draining:
             log.warning("stopped a second time: answers that run are cut")
             self._server.force_exit = True
+            self._server.should_exit = True
         else:
             log.info("stopping; %d requests are running", self.gate.running)
-        self.gate.draining = True
+            self.gate.draining = True
+            self._draining = asyncio.ensure_future(self._drain())
+
+    async def _drain(self) -> None:
+        """The socket stays until the last answer has ended: whoever asks meanwhile is told so, not turned away."""
+        end = time.monotonic() + self.settings.drain
+        while self.gate.running and time.monotonic() < end:
+            await asyncio.sleep(LOOK)
         self._server.should_exit = True
 
     def close(self) -> None:
@@ -225,11 +236,11 @@ def _with_cors(gate: Gate, settings: Settings) -> Any:
 @contextlib.contextmanager
 def _signals(server: Server) -> Iterator[None]:
     """SIGTERM and SIGINT stop the server; a second one does not wait for answers."""
-    loop = asyncio.get_running_loop()
+    loop, here = asyncio.get_running_loop(), contextvars.copy_context()  # a signal comes in the midst of any request
     before: dict[signal.Signals, Any] = {}
 
     def stop(number: int, _: Any) -> None:
-        loop.call_soon_threadsafe(server.stop)
+        loop.call_soon_threadsafe(server.stop, context=here)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         before[number] = signal.signal(number, stop)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..errors import OptionError
 from ..generate import Options
-from .ask import Format, Grammar, JsonObject, JsonSchema, Regex, Tool, choice_of
+from .ask import Format, Grammar, JsonObject, JsonSchema, Regex, Tool, allowed, choice_of
 
 MOST_LIKELY = 20  # alternatives of a token that may be asked for
 Ids = list[Annotated[int, Field(ge=0, lt=1 << 31)]]
@@ -288,13 +288,26 @@ class NamedTool(Body):
     function: FunctionName
 
 
+class AllowedTools(Body):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(min_length=1)]
+
+
+class AllowedChoice(Body):
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+ToolChoice = Annotated[NamedTool | AllowedChoice, Field(discriminator="type")]
+
+
 class Talk(Body):
     """A conversation, and how the template is to write it."""
 
     model: str | None = None
     messages: Annotated[list[Message], Field(min_length=1)]
     tools: list[FunctionTool] | None = None
-    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
+    tool_choice: Literal["auto", "none", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool = True
@@ -302,7 +315,7 @@ class Talk(Body):
 
     @model_validator(mode="after")
     def _sound(self) -> Talk:
-        _ = self.choice  # raises what is wrong with it
+        _ = self.choice, self.offered  # they raise what is wrong with them
         if self.continue_final_message and self.tools:
             raise ValueError("continue_final_message goes with no tools")
         return self
@@ -313,13 +326,23 @@ class Talk(Body):
         names = [tool.function.name for tool in self.tools or ()]
         if isinstance(self.tool_choice, NamedTool):
             return choice_of(names, None, self.tool_choice.function.name)
+        if isinstance(self.tool_choice, AllowedChoice):
+            return choice_of(names, self.tool_choice.allowed_tools.mode)
         return choice_of(names, self.tool_choice)
+
+    @property
+    def offered(self) -> list[Tool]:
+        """The tools that may be called. Raises OptionError, as `choice`."""
+        tools = [tool.tool() for tool in self.tools or ()]
+        if not isinstance(self.tool_choice, AllowedChoice):
+            return tools
+        return allowed(tools, [tool.function.name for tool in self.tool_choice.allowed_tools.tools])
 
     def asked(self) -> dict[str, Any]:
         """The fields of an `Ask` that it gives."""
         return {
             "messages": [message.plain() for message in self.messages],
-            "tools": [tool.tool() for tool in self.tools or ()],
+            "tools": self.offered,
             "tool_choice": self.choice,
             "parallel_calls": self.parallel_tool_calls is not False,
             "continue_last": self.continue_final_message,

@@ -230,21 +230,9 @@ def _check_tls(settings: Settings) -> None:
         raise OptionError("TLS needs both a certificate and its key. Give tls_cert and tls_key.")
     if cert is None or key is None:
         return
-    import ssl
+    from . import certificate
 
-    for file in (cert, key):
-        if not file.is_file():
-            raise OptionError(f"There is no file {file}. TLS needs a certificate and its key, both in PEM.")
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=_no_password)
-    except (OSError, ValueError) as error:
-        raise OptionError(
-            f"{cert} and {key} are no certificate and its key, both in PEM and without a password: {error}."
-        ) from None
-
-
-def _no_password() -> str:
-    raise ValueError("the key is locked with a password")
+    certificate.check(cert, key)
 
 
 def _check_keys(keys: tuple[Key, ...]) -> None:

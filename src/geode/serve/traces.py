@@ -5,10 +5,13 @@ Names of attributes are those of opentelemetry.io/docs/specs/semconv/gen-ai. Pro
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from ..errors import MissingExtra
 from .record import Record
+
+PARTING = 3.0  # seconds that the last spans have to be sent, once the server has ended
 
 
 class Traces:
@@ -16,12 +19,11 @@ class Traces:
 
     def __init__(self, exporter: Any = None):
         try:
-            from opentelemetry.sdk.resources import Resource
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
         except ImportError:
             raise MissingExtra("opentelemetry-sdk", "traces", "Writing traces") from None
-        self._provider = TracerProvider(resource=Resource.create({"service.name": "geode"}))
+        self._provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(exporter or _exporter()))
         self._tracer = self._provider.get_tracer("geode.serve")
 
@@ -54,8 +56,19 @@ class Traces:
         span.end(_wall(record, record.ended))
 
     def close(self) -> None:
-        """Sends what is left."""
-        self._provider.shutdown()
+        """Sends what is left, to a receiver that takes it in time: one that is away keeps nobody from leaving."""
+        sending = threading.Thread(target=self._provider.shutdown, name="geode-traces", daemon=True)
+        sending.start()
+        sending.join(PARTING)
+
+
+def _resource() -> Any:
+    """Who sends: as OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say, else geode."""
+    from opentelemetry.sdk.resources import Resource
+
+    found = Resource.create()
+    is_named = not str(found.attributes["service.name"]).startswith("unknown_service")
+    return found if is_named else found.merge(Resource({"service.name": "geode"}))
 
 
 def _exporter() -> Any:
