@@ -82,6 +82,8 @@ def test_ollama_takes_json_of_any_type_but_not_from_pages(live: Live) -> None:
     for headers in ({}, form):
         found = HTTP.post(f"{live.url}/api/generate", content=body, headers=headers)
         assert (found.status_code, found.json()["response"]) == (200, "Hello!")
+    shown = HTTP.post(f"{live.url}/api/show", content=b'{"model": "tiny"}', headers=form)
+    assert "completion" in shown.json()["capabilities"]
     own = HTTP.post(f"{live.url}/api/generate", content=body, headers=form | {"origin": live.url})
     assert own.status_code == 415
     other = HTTP.post(f"{live.url}/api/generate", content=body, headers=form | {"origin": "http://a.example"})
@@ -125,3 +127,12 @@ def test_answers_are_sent_back_by_their_ids(live: Live) -> None:
     assert found["usage"]["input_tokens"] == whole["usage"]["input_tokens"]
     HTTP.delete(f"{live.url}/v1/responses/{first['id']}").raise_for_status()
     assert said["id"] in sent(live, "/v1/responses", 404, input=[asked, referred])["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/ready", "/api/version", "/api/tags", "/v1/models", "/v1/nothing"])
+def test_head_is_get_without_the_body(live: Live, path: str) -> None:
+    """What monitors ask, and Ollama's command line before anything else."""
+    found, asked = HTTP.get(live.url + path), HTTP.head(live.url + path)
+    assert (asked.status_code, asked.content) == (found.status_code, b"")
+    assert asked.headers["content-length"] == found.headers["content-length"]
+    assert HTTP.head(f"{live.url}/v1/embeddings").status_code == 405

@@ -73,6 +73,8 @@ A = Source("a", "a")
         {"cors": ("https://example.org/path",)},
         {"tls_cert": Path("x")},
         {"tls_cert": Path("none"), "tls_key": Path("none")},
+        {"cache_dir": Path(__file__)},
+        {"cache_dir": Path(__file__) / "below"},
         {"log_format": "xml"},
         {"loading": {"adapters": 1}},
         {"keys": (keys.key("a", "12345678"), keys.key("b", "12345678"))},
@@ -698,6 +700,29 @@ def test_traces() -> None:
     assert "PRIVATE" not in "".join(span.to_json() for span in spans.values())
 
 
+def test_a_receiver_of_traces_that_is_away_keeps_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("opentelemetry.sdk")
+    from opentelemetry.sdk.trace.export import SpanExporter
+
+    from geode.serve import traces
+
+    away, tried, names = threading.Event(), threading.Event(), []
+
+    class Away(SpanExporter):
+        def export(self, spans: Any) -> Any:
+            names.extend(span.resource.attributes["service.name"] for span in spans)
+            tried.set()
+            away.wait()
+
+    monkeypatch.setattr(traces, "PARTING", 0.01)
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "mine")
+    watch = traces.Traces(Away())
+    watch.ends(Record("r", "POST", "/v1/x", route="/v1/x", status=200))
+    watch.close()
+    assert tried.wait(30) and names == ["mine"]
+    away.set()
+
+
 # The end
 
 
@@ -735,12 +760,10 @@ def test_what_runs_is_finished_and_nothing_new_begins() -> None:
                 lines = answer.iter_lines()
                 first = next(lines)
                 process.send_signal(signal.SIGTERM)
-                while True:
-                    try:
-                        if kept.get(f"{url}/ready").status_code == 503:
-                            break
-                    except httpx.TransportError:
-                        break  # it was closed already: nothing new can come
+                while kept.get(f"{url}/ready").status_code != 503:
+                    pass
+                refused = httpx.post(f"{url}/v1/chat/completions", json=CHAT)  # on a new connection
+                assert refused.status_code == 503 and refused.headers["retry-after"]
                 process.stdin.write("\n")
                 process.stdin.flush()
                 rest = list(lines)
@@ -754,6 +777,16 @@ def _ready(url: str) -> bool:
         return bool(httpx.get(f"{url}/ready").status_code == 200)
     except httpx.TransportError:
         return False
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to be caught")
+def test_sigterm_ends_what_loads() -> None:
+    from geode.cli.serve import _ends_at_sigterm
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), _ends_at_sigterm():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_server_that_is_closing_refuses(live: Live) -> None:

@@ -94,8 +94,9 @@ def test_local_storage(tmp_path: Path) -> None:
     assert contract.model(str(tmp_path)) == tmp_path / "a.gguf"
     (tmp_path / "b.json").touch()
     assert contract.model(str(tmp_path)) == tmp_path
-    with pytest.raises(OptionError, match="gs://"):
-        contract.model("s3://bucket/model")
+    for uri in ("s3://bucket/model", "gs://", "gs:///model"):
+        with pytest.raises(OptionError, match="gs://"):
+            contract.model(uri)
 
 
 class Blob:
@@ -122,7 +123,9 @@ def _storage(monkeypatch: pytest.MonkeyPatch, names: list[str]) -> None:
 
 
 def test_cloud_storage_is_copied(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ends: list[Any] = []
     monkeypatch.setattr(contract.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(contract.atexit, "register", lambda work, *of, **named: ends.append((work, of, named)))
     _storage(monkeypatch, ["m/config.json", "m/sub/part.bin", "m/", "other/x"])
     place = contract.model("gs://bucket/m/")
     assert sorted(str(file.relative_to(place)) for file in place.rglob("*") if file.is_file()) == [
@@ -135,6 +138,9 @@ def test_cloud_storage_is_copied(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert not (tmp_path / "escaped").exists()
     with pytest.raises(DownloadError, match="no files"):
         contract.model("gs://bucket/empty")
+    for work, of, named in ends:
+        work(*of, **named)
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_the_package_it_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import __version__
+from ..errors import OptionError
 
 if TYPE_CHECKING:
     from .native import NativeRunner
@@ -33,7 +34,10 @@ class Keeper:
         self._runner = runner
         self._most = most
         self.folder = Path(folder) / _model_key(runner)
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # pages tell what was said
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # pages tell what was said
+        except OSError as error:
+            raise OptionError(f"Nothing can be kept in cache_dir {folder}: {error.strerror or error}.") from None
 
     def read(self) -> int:
         """Fills free pages from the files, the newest that find room, up to half of each group. Returns how many."""

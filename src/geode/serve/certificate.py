@@ -1,4 +1,4 @@
-"""A certificate and its key, looked at before a server trusts them: whether they can be read, belong together, are valid.
+"""A certificate and its key, looked at before a server takes them: can they be read, do they match, are they valid.
 
 Who they were made for is not known here.
 """

@@ -79,8 +79,16 @@ class Gate:
             return None
         scope.setdefault("state", {}).update(client=record.client, priority=record.priority, record=record)
         if record.method in READS:
-            return await self._app(scope, _again(record.body, receive), send)
+            return await self._read(scope, _again(record.body, receive), send)
         await self._metered(scope, _again(record.body, receive), send, record)
+
+    async def _read(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The app without limits. HEAD is GET to it: whoever writes the response leaves the body out."""
+        asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+        try:
+            await self._app(asked, receive, send)
+        finally:
+            scope["route"] = asked.get("route")
 
     async def _metered(self, scope: Scope, receive: Receive, send: Send, record: Record) -> None:
         """The app within its client's limits."""

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from fastapi import Request
+from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -65,6 +66,23 @@ class Events(Response):
         async for part in self._parts:
             await send({"type": "http.response.body", "body": part, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class Untyped(APIRoute):
+    """Reads a body as JSON whatever its type: Ollama does, and its examples send another. Not from a page, which says
+    its origin: there a type that only JSON has makes the browser ask first."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def typed(request: Request) -> Response:
+            if "origin" not in request.headers:
+                headers = [(name, value) for name, value in request.scope["headers"] if name != b"content-type"]
+                scope = {**request.scope, "headers": [*headers, (b"content-type", b"application/json")]}
+                request = Request(scope, request.receive)
+            return await handle(request)
+
+        return typed
 
 
 def typed_event(value: Mapping[str, Any]) -> bytes:

@@ -7,18 +7,17 @@ truth is github.com/ollama/ollama docs/api.md.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
-from fastapi.routing import APIRoute
 from starlette.responses import Response
 
 from ..errors import OptionError
 from .answer import gathered
 from .ask import Ask, choice_of
 from .embeddings import embedded
-from .http import Events, Json, dumps, there
+from .http import Events, Json, Untyped, dumps, there
 from .loan import Running, begin, models_of, who
 from .ollama_models import kept, seconds_of
 from .ollama_schema import Asked, ChatBody, EmbedBody, GenerateBody, OldEmbedBody, Sampling
@@ -28,23 +27,6 @@ from .replies import Tokens, cut
 
 if TYPE_CHECKING:
     from .loading import Served
-
-
-class Untyped(APIRoute):
-    """Reads a body as JSON whatever its type: Ollama does, and its examples send another. Not from a page, which says
-    its origin: there a type that only JSON has makes the browser ask first."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
-
-        async def typed(request: Request) -> Response:
-            if "origin" not in request.headers:
-                headers = [(name, value) for name, value in request.scope["headers"] if name != b"content-type"]
-                scope = {**request.scope, "headers": [*headers, (b"content-type", b"application/json")]}
-                request = Request(scope, request.receive)
-            return await handle(request)
-
-        return typed
 
 
 router = APIRouter(prefix="/api", tags=["Ollama"], route_class=Untyped)

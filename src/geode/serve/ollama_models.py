@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from .. import __version__
 from ..errors import ModelNotFound, OptionError
-from .http import Json
+from .http import Json, Untyped
 from .loan import models_of, settings_of
 from .ollama_schema import ShowBody
 from .ollama_writer import time_of
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .models import Models
     from .slots import Card
 
-router = APIRouter(prefix="/api", tags=["Ollama"])
+router = APIRouter(prefix="/api", tags=["Ollama"], route_class=Untyped)
 SPOKEN = "0.12.0"  # whose API this is: clients compare it with what they need
 UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 

@@ -81,7 +81,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        host = "127.0.0.1" if self.settings.host in ("0.0.0.0", "") else self.settings.host
+        host = "127.0.0.1" if self.settings.host in ("0.0.0.0", "") else self.settings.host.strip("[]")
         host = "[::1]" if host == "::" else f"[{host}]" if ":" in host else host
         return f"http{'s' if self.settings.tls_cert else ''}://{host}:{self.port}"
 
@@ -109,7 +109,7 @@ class Server:
         """Begins to end, from the event loop's thread: answers that run may end, nothing new is taken in."""
         if self.gate.draining:
             log.warning("stopped a second time: answers that run are cut")
-            self._server.force_exit = True
+            self._server.config.timeout_graceful_shutdown = 0
             self._server.should_exit = True
         else:
             log.info("stopping; %d requests are running", self.gate.running)

@@ -5,6 +5,7 @@ How any of it is carried out is not known here, nor flags of a command line.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -130,7 +131,8 @@ class Settings:
 
     @property
     def url(self) -> str:
-        shown = f"[{self.host}]" if ":" in self.host else self.host
+        host = self.host.strip("[]")
+        shown = f"[{host}]" if ":" in host else host
         return f"http{'s' if self.tls_cert else ''}://{shown}:{self.port}"
 
 
@@ -245,8 +247,8 @@ def _check_keys(keys: tuple[Key, ...]) -> None:
 def _check_choices(settings: Settings) -> None:
     if settings.log_format not in ("text", "json"):
         raise OptionError(f"log_format must be text or json; got {settings.log_format!r}.")
-    if settings.cache_dir is not None and settings.cache_dir.exists() and not settings.cache_dir.is_dir():
-        raise OptionError(f"cache_dir {settings.cache_dir} is no directory.")
+    if settings.cache_dir is not None and not _can_be_written(settings.cache_dir):
+        raise OptionError(f"cache_dir {settings.cache_dir} is no directory that can be written.")
     for folder in settings.adapter_dirs:
         if not folder.is_dir():
             raise OptionError(f"There is no directory {folder} to take adapters from.")
@@ -255,6 +257,12 @@ def _check_choices(settings: Settings) -> None:
 
         if find_spec("opentelemetry") is None or find_spec("opentelemetry.sdk") is None:
             raise MissingExtra("opentelemetry-sdk", "traces", "Writing traces")
+
+
+def _can_be_written(folder: Path) -> bool:
+    """Whether a directory, or the nearest one above it that there is, takes files."""
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    return there.is_dir() and os.access(there, os.W_OK)
 
 
 def _check_loading(loading: Mapping[str, Any]) -> None:
