@@ -13,6 +13,8 @@ pytest.importorskip("fastapi")
 
 from live import Live, scripted, serving, tiny
 
+from geode.serve.keys import key
+
 HI = [{"role": "user", "content": "Hi"}]
 HTTP = httpx.Client(timeout=30)
 
@@ -125,8 +127,25 @@ def test_answers_are_sent_back_by_their_ids(live: Live) -> None:
     referred = {"type": "item_reference", "id": said["id"]}
     found = sent(live, "/v1/responses", model="fake", input=[asked, referred, asked])
     assert found["usage"]["input_tokens"] == whole["usage"]["input_tokens"]
+    no_item = {"type": "item_reference", "id": first["id"]}
+    assert first["id"] in sent(live, "/v1/responses", 404, input=[no_item])["error"]["message"]
     HTTP.delete(f"{live.url}/v1/responses/{first['id']}").raise_for_status()
     assert said["id"] in sent(live, "/v1/responses", 404, input=[asked, referred])["error"]["message"]
+
+
+def test_items_of_another_client_are_as_if_there_were_none() -> None:
+    keys = (key("alice", "alice-secret"), key("bob", "bob-secret"))
+    with serving({"fake": scripted(lambda prompt: "Hello!")}, keys=keys) as live:
+
+        def asked(secret: str, given: Any) -> httpx.Response:
+            headers = {"authorization": f"Bearer {secret}"}
+            return HTTP.post(f"{live.url}/v1/responses", json={"input": given}, headers=headers)
+
+        first = asked("alice-secret", "Hi").json()
+        referred = {"type": "item_reference", "id": first["output"][0]["id"]}
+        assert asked("alice-secret", [referred, *HI]).status_code == 200
+        refused = asked("bob-secret", [referred, *HI])
+        assert refused.status_code == 404 and first["id"] not in refused.text
 
 
 @pytest.mark.parametrize("path", ["/", "/health", "/ready", "/api/version", "/api/tags", "/v1/models", "/v1/nothing"])

@@ -44,19 +44,12 @@ class Store:
 
     def item(self, name: str, client: str) -> Item:
         """An item that was answered. Raises HTTPException, as `find`."""
-        items = self.find(self.homes.get(name, name), client).items
+        items = self._held(self.homes.get(name, ""), name, client).items
         return next(item for item in reversed(items) if item.id == name)
 
     def find(self, name: str, client: str) -> Kept:
         """Raises HTTPException, which is the same for one that is another client's."""
-        found = self.kept.get(name)
-        if found is None or found.client != client:
-            current().error = "response_not_found"
-            raise HTTPException(
-                404, f"Nothing is kept as {name[:100]!r}: it was not stored, it was another's, or it was forgotten."
-            )
-        self.kept.move_to_end(name)
-        return found
+        return self._held(name, name, client)
 
     def keep(self, response: dict[str, Any], items: list[Item], client: str) -> None:
         size = len(dumps(response)) + sum(len(item.model_dump_json()) for item in items)
@@ -71,3 +64,14 @@ class Store:
             self.size -= kept.size
             for item in kept.response["output"]:
                 del self.homes[item["id"]]
+
+    def _held(self, home: str, asked: str, client: str) -> Kept:
+        """The response `home`, by the name that the client knows."""
+        found = self.kept.get(home)
+        if found is None or found.client != client:
+            current().error = "response_not_found"
+            raise HTTPException(
+                404, f"Nothing is kept as {asked[:100]!r}: it was not stored, it was another's, or it was forgotten."
+            )
+        self.kept.move_to_end(home)
+        return found
