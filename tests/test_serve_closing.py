@@ -11,10 +11,12 @@ import pytest
 jsonschema_rs = pytest.importorskip("jsonschema_rs")
 pytest.importorskip("llguidance")
 
-from test_serve_grammar import BYTES, PADDED, PIECES  # noqa: E402
+from test_serve_grammar import BYTES, PADDED, PIECES, served  # noqa: E402
 
-from geode.serve.ask import JsonObject, JsonSchema  # noqa: E402
-from geode.serve.grammar import guide  # noqa: E402
+from geode.engine.request import Constraint  # noqa: E402
+from geode.serve.ask import Ask, JsonObject, JsonSchema, Tool  # noqa: E402
+from geode.serve.grammar import constraint_for, guide  # noqa: E402
+from geode.tool_calls import parse_tool_calls  # noqa: E402
 
 TREE = {
     "$defs": {
@@ -35,10 +37,15 @@ TEXTS = {
 
 
 def written(words: object, schema: object, room: int, seed: int, eager: str) -> str:
-    """An answer by someone who would rather write `eager` than end."""
     format = JsonObject() if schema is None else JsonSchema(schema)  # type: ignore[arg-type]
-    found = guide(words, PADDED, words.ends, format, room)()  # type: ignore[attr-defined, arg-type]
-    draw, tokens = random.Random(seed), []
+    bound = guide(words, PADDED, words.ends, format, room)()  # type: ignore[attr-defined, arg-type]
+    return str(words.decode(by_the_eager(words, bound, room, seed, eager)))  # type: ignore[attr-defined]
+
+
+def by_the_eager(words: object, found: Constraint, room: int, seed: int, eager: str) -> list[int]:
+    """An answer by someone who would rather write `eager` than end."""
+    draw = random.Random(seed)
+    tokens: list[int] = []
     while len(tokens) < room:
         mask = found.mask()
         assert mask is not None
@@ -48,9 +55,9 @@ def written(words: object, schema: object, room: int, seed: int, eager: str) -> 
         assert found.allows(token)
         found.accept(token)
         if token in words.ends:  # type: ignore[attr-defined]
-            return str(words.decode(tokens))  # type: ignore[attr-defined]
+            break
         tokens.append(token)
-    return str(words.decode(tokens))  # type: ignore[attr-defined]
+    return tokens
 
 
 @pytest.mark.parametrize("eager", ["{", "7", "a", ""])
@@ -82,6 +89,20 @@ def test_room_is_kept_for_all_that_is_required() -> None:
     least = len(json.dumps(dict.fromkeys(names, "")))
     text = written(BYTES, schema, 2 * least, 0, "a")
     jsonschema_rs.validator_for(schema).validate(json.loads(text))
+
+
+@pytest.mark.parametrize("eager", ["{", "7", "a", ""])
+def test_calls_are_whole(eager: str) -> None:
+    validator = jsonschema_rs.validator_for(TREE)
+    for seed in range(4):
+        ask = Ask(model="", tools=[Tool("now"), Tool("tree", parameters=TREE, strict=True)], tool_choice="required")
+        bound = constraint_for(served(), ask, 300)
+        assert bound is not None
+        tokens = by_the_eager(BYTES, bound(), 300, seed, eager)
+        said, calls = parse_tool_calls(b"".join(map(BYTES.piece, tokens)).decode())
+        assert calls and not said
+        for call in calls:
+            assert call["name"] == "now" or not list(validator.iter_errors(call["arguments"]))
 
 
 def test_nothing_changes_while_there_is_room() -> None:

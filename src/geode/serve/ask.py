@@ -34,9 +34,10 @@ class Regex:
 
 @dataclass(frozen=True)
 class Grammar:
-    """Text that this EBNF (Lark's notation) derives."""
+    """Text that this EBNF (Lark's notation) derives. `json`: what it has of quotes and brackets is JSON's."""
 
     source: str
+    json: bool = False
 
 
 Format = JsonObject | JsonSchema | Regex | Grammar

@@ -25,7 +25,7 @@ import numpy as np
 
 from ..engine.request import Constraint
 from ..errors import MissingExtra, OptionError
-from .ask import Ask, Format, JsonObject, JsonSchema, Regex
+from .ask import Ask, Format, Grammar, JsonObject, JsonSchema, Regex
 from .closing import Closing, Marks, shortest
 from .exact import exact
 from .patterns import COUNT, check_pattern, check_repeats, check_size, largest
@@ -83,7 +83,8 @@ def guide(
     """
     words = vocabulary(tokenizer, vocab, ends)
     first = words.compiled(source_of(format))
-    if room is not None and isinstance(format, JsonObject | JsonSchema):
+    is_json = isinstance(format, JsonObject | JsonSchema) or (isinstance(format, Grammar) and format.json)
+    if room is not None and is_json:
         least = first.least
         return lambda: Closing(first.begun(), words.marks, room, least)
     return first.begun

@@ -116,7 +116,7 @@ class Tools:
         if choice == "auto" and answer is None and parallel and not any(tool.strict for tool in chosen):
             return None
         rules = _Rules(self.way, self._marks, chosen, parallel)
-        return Grammar(rules.free(answer) if choice == "auto" else rules.required())
+        return Grammar(rules.free(answer)) if choice == "auto" else Grammar(rules.required(), json=True)
 
 
 class Parser:
