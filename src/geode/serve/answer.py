@@ -262,26 +262,25 @@ class _Voice:
             self._text = Decoded(ready.tools.decoder(), ready.requests[0].options.stops)
 
     def said(self, pieces: Sequence[Piece]) -> list[Event]:
-        """What some pieces, which came together, say."""
+        """What some pieces, which came together, say: one event for each that shows text."""
         reason = pieces[-1].finish_reason
-        tokens = tuple(piece.token for piece in pieces if piece.token is not None)
-        logprobs = tuple(_logprob(piece) for piece in pieces if piece.logprob is not None)
-        events = self._plain(pieces, tokens, logprobs)
+        texts = [text for text in map(self._plain, pieces) if text is not None]
+        events: list[Event] = [*texts]
         if self._parser is not None:
-            silent = [replace(event, text="") for event in events if logprobs and isinstance(event, Text)]
+            silent = [replace(text, text="") for text in texts if text.logprobs]
             events = [*self._parsed(self._parser, pieces, reason), *silent]
         if reason is not None:
             name = "tool_calls" if self._called and reason == "stop" else reason
             events.append(Ends(self._number, name, pieces[-1].stop))
         return events
 
-    def _plain(self, pieces: Sequence[Piece], tokens: tuple[int, ...], logprobs: tuple[Logprob, ...]) -> list[Event]:
-        text = pieces[0].text if len(pieces) == 1 else "".join(piece.text for piece in pieces)
-        tokens, self._held = self._held + tokens, ()
-        if text or logprobs:
-            return [Text(self._number, text, tokens, logprobs)]
-        self._held = tokens
-        return []
+    def _plain(self, piece: Piece) -> Text | None:
+        if piece.token is not None:
+            self._held += (piece.token,)
+        if not piece.text and piece.logprob is None:
+            return None
+        tokens, self._held = self._held, ()
+        return Text(self._number, piece.text, tokens, () if piece.logprob is None else (_logprob(piece),))
 
     def _parsed(self, parser: Parser, pieces: Sequence[Piece], reason: str | None) -> list[Event]:
         text = "".join(map(self._shown, pieces))
