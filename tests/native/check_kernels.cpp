@@ -10,18 +10,13 @@
 #include <vector>
 
 #include "cpu.h"
+#include "expect.h"
 #include "half.h"
 #include "layout.h"
 
 using namespace geode;
 
 namespace {
-
-int failures = 0;
-
-void expect(bool good, const std::string& what) {
-    if (!good && ++failures <= 20) std::printf("WRONG: %s\n", what.c_str());
-}
 
 std::mt19937 generator(7);
 
