@@ -396,7 +396,7 @@ def _pieces(pieces: queue.SimpleQueue[Piece | Exception], ticket: Ticket) -> Ite
 
 def _failed(error: BaseException) -> BackendError:
     return BackendError(
-        f"The engine has failed and stopped: {error!r}. Ask again where a server keeps it; else open it anew."
+        f"The engine has failed and stopped: {error!r}. Open it anew; a server does so when asked again."
     )
 
 

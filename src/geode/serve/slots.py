@@ -62,7 +62,6 @@ class Root:
     served: Served
     used: float
     users: int = 0
-    retired: bool = False  # out of its slot: closed when the last request leaves
     views: dict[str, Served] = field(default_factory=dict)
 
 
@@ -182,7 +181,6 @@ class Slots:
         root, slot.root = slot.root, None
         if root is None:
             return
-        root.retired = True
         if root.users:
             self._retired.append(root)
         else:
@@ -202,7 +200,6 @@ class Slots:
             slot = self.every[min(idle)[1]]
             root, slot.root = slot.root, None
         assert root is not None
-        root.retired = True
         return root.served
 
     def close(self) -> None:
