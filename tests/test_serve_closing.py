@@ -105,6 +105,16 @@ def test_calls_are_whole(eager: str) -> None:
             assert call["name"] == "now" or not list(validator.iter_errors(call["arguments"]))
 
 
+def test_a_short_answer_says_something() -> None:
+    schema = {"type": "object", "properties": {"river": {"type": "string"}}, "required": ["river"]}
+    free = guide(BYTES, PADDED, BYTES.ends, JsonSchema(schema))()
+    bound = guide(BYTES, PADDED, BYTES.ends, JsonSchema(schema), 60)()
+    for token in BYTES.encode('{"river":"the Danube', bos=False):
+        assert np.array_equal(free.mask(), bound.mask())  # type: ignore[arg-type]
+        free.accept(token)
+        bound.accept(token)
+
+
 def test_nothing_changes_while_there_is_room() -> None:
     free = guide(BYTES, PADDED, BYTES.ends, JsonSchema(TREE))()
     bound = guide(BYTES, PADDED, BYTES.ends, JsonSchema(TREE), 400)()

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..engine.request import Constraint
 
-SPARE = 48  # tokens kept for what must still be said
+SPARE = 48  # tokens kept for what has been begun, a quarter of a short answer's at most
 EACH = 4  # and for each bracket that is open
 OPENS = re.compile(rb"^\s|[{\[]")  # what begins with white space, or opens a bracket
 SHUTS = re.compile(rb'"[]}]*')
@@ -55,7 +55,8 @@ class Closing:
     """
 
     def __init__(self, inner: Constraint, marks: Marks, room: int, least: int = 0):
-        self._inner, self._marks, self._left, self._spare = inner, marks, room, SPARE + least
+        self._inner, self._marks, self._left = inner, marks, room
+        self._spare = min(SPARE, room // 4) + least
         self._depth = 0
         self._in_string = self._escaped = False
         self._digits, self._behind_point = 0, False
